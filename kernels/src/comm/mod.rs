@@ -1,0 +1,13 @@
+//! How ranks add up their parts.
+
+pub mod solo;
+
+use crate::{KernelError, Tensor};
+
+/// The link between the ranks of one tensor-parallel group, as seen by one rank.
+pub trait Communicator: Send {
+    fn rank(&self) -> usize;
+    fn world_size(&self) -> usize;
+    /// Replaces `x` on every rank by the sum over ranks, added in rank order so that each run gives the same bits.
+    fn all_reduce_sum(&mut self, x: &mut Tensor) -> Result<(), KernelError>;
+}

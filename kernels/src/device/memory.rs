@@ -1,0 +1,136 @@
+//! Host memory aligned for the widest vector loads.
+#![allow(unsafe_code)]
+
+use half::{bf16, f16};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+
+/// One cache line, and one AVX-512 register.
+pub const ALIGNMENT: usize = 64;
+
+/// Number types that may live in an `AlignedVec`: any bit pattern is a value, and all zeros is zero.
+pub trait Element: sealed::Sealed + Copy + Send + Sync + Default + 'static {}
+mod sealed {
+    pub trait Sealed {}
+}
+macro_rules! elements {
+    ($($t:ty),*) => { $(impl sealed::Sealed for $t {} impl Element for $t {})* };
+}
+elements!(u8, i8, u16, i16, i32, u32, f32, f64, f16, bf16);
+
+/// A fixed-length array on a 64-byte boundary, zeroed when made; its address never changes.
+pub struct AlignedVec<T: Element> {
+    ptr: NonNull<T>,
+    len: usize,
+}
+
+impl<T: Element> AlignedVec<T> {
+    /// Errors: `None` when the size overflows or the allocator has no such memory.
+    pub fn try_zeroed(len: usize) -> Option<Self> {
+        let layout = Self::layout(len)?;
+        if layout.size() == 0 {
+            return Some(Self { ptr: NonNull::dangling(), len });
+        }
+        // SAFETY: the layout has a non-zero size, checked on the line above.
+        let raw = unsafe { alloc_zeroed(layout) };
+        NonNull::new(raw.cast::<T>()).map(|ptr| Self { ptr, len })
+    }
+
+    pub fn zeroed(len: usize) -> Self {
+        Self::try_zeroed(len).expect("out of memory")
+    }
+
+    pub fn from_slice(values: &[T]) -> Self {
+        let mut out = Self::zeroed(values.len());
+        out.copy_from_slice(values);
+        out
+    }
+
+    fn layout(len: usize) -> Option<Layout> {
+        let bytes = len.checked_mul(size_of::<T>())?;
+        Layout::from_size_align(bytes, ALIGNMENT).ok()
+    }
+}
+
+impl<T: Element> Drop for AlignedVec<T> {
+    fn drop(&mut self) {
+        let layout = Self::layout(self.len).expect("was valid when made");
+        if layout.size() != 0 {
+            // SAFETY: `ptr` came from `alloc_zeroed` with this very layout, in `try_zeroed`.
+            unsafe { dealloc(self.ptr.as_ptr().cast::<u8>(), layout) }
+        }
+    }
+}
+
+impl<T: Element> std::ops::Deref for AlignedVec<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: `ptr` is valid for `len` initialised (zeroed) values for as long as self lives; dangling only if len is 0.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Element> std::ops::DerefMut for AlignedVec<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`; `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+// SAFETY: the memory is owned and `T` is plain data (trait Element), so it may move to and be read from any thread.
+unsafe impl<T: Element> Send for AlignedVec<T> {}
+// SAFETY: as above; shared access is read-only.
+unsafe impl<T: Element> Sync for AlignedVec<T> {}
+
+impl<T: Element> std::fmt::Debug for AlignedVec<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AlignedVec(len {})", self.len)
+    }
+}
+
+/// Lets the tasks of one parallel region write to disjoint parts of one slice.
+pub struct SharedMut<T> {
+    ptr: *mut T,
+    len: usize,
+}
+
+// SAFETY: access goes through `slice`, whose caller promises that no two tasks touch the same part.
+unsafe impl<T: Send> Send for SharedMut<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedMut<T> {}
+
+impl<T> SharedMut<T> {
+    pub fn new(values: &mut [T]) -> Self {
+        Self { ptr: values.as_mut_ptr(), len: values.len() }
+    }
+
+    /// # Safety
+    /// No other live reference, in any task, may overlap `start..start + len`, and the slice given to `new` must outlive it.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start <= self.len && len <= self.len - start, "part outside the slice");
+        // SAFETY: in bounds by the assert; exclusive by this function's own contract.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_aligned_zeroed_and_keeps_values() {
+        for len in [0, 1, 63, 1000] {
+            let mut v = AlignedVec::<f32>::zeroed(len);
+            assert!(len == 0 || v.as_ptr().addr().is_multiple_of(ALIGNMENT));
+            assert!(v.iter().all(|&x| x == 0.0));
+            v.fill(2.5);
+            assert!(v.iter().all(|&x| x == 2.5) && v.len() == len);
+        }
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        assert!(AlignedVec::<f32>::try_zeroed(usize::MAX / 2).is_none());
+    }
+}

@@ -1,0 +1,5 @@
+//! The machines that ops run on, and their memory.
+
+pub mod cpu;
+pub mod memory;
+pub mod thread_pool;

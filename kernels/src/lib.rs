@@ -1,0 +1,14 @@
+//! All arithmetic: tensors, devices and the ops that run on them. Knows nothing of models, requests or text.
+
+pub mod backend;
+pub mod comm;
+pub mod device;
+pub mod dtype;
+pub mod error;
+pub mod ops;
+pub mod tensor;
+
+pub use backend::Backend;
+pub use dtype::DType;
+pub use error::KernelError;
+pub use tensor::Tensor;

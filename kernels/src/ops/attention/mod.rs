@@ -1,0 +1,98 @@
+//! Causal attention over the paged cache, for mixed batches of prefill chunks and decodes.
+
+pub mod reference;
+
+use super::expect;
+use crate::{Backend, DType, KernelError, Tensor};
+
+const OP: &str = "attention";
+
+/// Which tokens belong to which sequence, as flat arrays. Sequence s owns query rows query_start[s]..query_start[s + 1];
+/// they are its last tokens, so the last row sees context_len[s] keys, the row before it one less, and so on.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionBatch<'a> {
+    /// [num_seqs + 1], from 0, not falling.
+    pub query_start: &'a [u32],
+    /// [num_seqs]: tokens in the cache, those of this step included.
+    pub context_len: &'a [u32],
+    /// Block ids of all sequences, one after the other; at least context_len / block_size, rounded up, each.
+    pub block_tables: &'a [u32],
+    /// [num_seqs + 1]: where each sequence's block ids start.
+    pub block_table_start: &'a [u32],
+}
+
+impl AttentionBatch<'_> {
+    pub fn num_seqs(&self) -> usize {
+        self.context_len.len()
+    }
+}
+
+/// Softmax attention of each query row over its own sequence's cached keys, query head h using kv head h * kv_heads / heads.
+///
+/// out[t, h] = sum over j <= p(t) of softmax_j(scale * q[t, h] . k[j]) v[j]
+///
+/// Shapes: `q`, `out` [num_tokens, heads * head_dim] F32; `k_cache`, `v_cache` [num_blocks, kv_heads, block_size, head_dim],
+/// F32 or F16. Numbers: sums in f32 in an order that depends on key positions alone (reference: f64).
+/// Errors: `Shape`, `DType`, `Index` for a block outside the cache or a batch that contradicts itself.
+/// Source: Vaswani et al., 2017; Ainslie et al., "GQA", 2023; Kwon et al., "PagedAttention", 2023.
+pub fn attention(
+    backend: &Backend,
+    out: &mut Tensor,
+    q: &Tensor,
+    k_cache: &Tensor,
+    v_cache: &Tensor,
+    batch: &AttentionBatch,
+    scale: f32,
+) -> Result<(), KernelError> {
+    check(out, q, k_cache, v_cache, batch)?;
+    match backend {
+        Backend::Reference | Backend::Cpu(_) => {
+            reference::attention(out, q, k_cache, v_cache, batch, scale)
+        }
+    }
+    Ok(())
+}
+
+fn check(
+    out: &Tensor,
+    q: &Tensor,
+    k_cache: &Tensor,
+    v_cache: &Tensor,
+    batch: &AttentionBatch,
+) -> Result<(), KernelError> {
+    let &[num_blocks, kv_heads, block_size, head_dim] = k_cache.shape() else {
+        let (got, expected) = (k_cache.shape().to_vec(), "four dimensions".into());
+        return Err(KernelError::Shape { op: OP, what: "k_cache", got, expected });
+    };
+    expect(OP, "v_cache", v_cache, k_cache.dtype(), k_cache.shape())?;
+    expect(OP, "q", q, DType::F32, out.shape())?;
+    expect(OP, "out", out, DType::F32, q.shape())?;
+    if !q.row_len().is_multiple_of(kv_heads * head_dim) {
+        let expected = format!("[_, heads * {head_dim}], heads a multiple of {kv_heads}");
+        return Err(KernelError::Shape { op: OP, what: "q", got: q.shape().to_vec(), expected });
+    }
+    let num_seqs = batch.num_seqs();
+    let starts = [
+        ("query_start", batch.query_start, q.rows()),
+        ("block_table_start", batch.block_table_start, batch.block_tables.len()),
+    ];
+    for (what, start, end) in starts {
+        let ordered = start.len() == num_seqs + 1 && start[0] == 0 && start.is_sorted();
+        if !ordered || start[num_seqs] as usize != end {
+            let expected = format!("{} rising numbers from 0 to {end}", num_seqs + 1);
+            return Err(KernelError::Shape { op: OP, what, got: vec![start.len()], expected });
+        }
+    }
+    for s in 0..num_seqs {
+        let num_queries = batch.query_start[s + 1] - batch.query_start[s];
+        let num_blocks_held =
+            (batch.block_table_start[s + 1] - batch.block_table_start[s]) as usize;
+        let context_len = batch.context_len[s] as usize;
+        if context_len.div_ceil(block_size) > num_blocks_held || num_queries as usize > context_len
+        {
+            let (what, len) = ("context_len", num_blocks_held * block_size);
+            return Err(KernelError::Index { op: OP, what, index: context_len, len });
+        }
+    }
+    super::expect_indices(OP, "block", batch.block_tables, num_blocks)
+}

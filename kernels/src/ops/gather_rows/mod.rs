@@ -1,0 +1,24 @@
+//! Picks the rows that need logits.
+
+pub mod reference;
+
+use super::{expect, expect_indices};
+use crate::{Backend, DType, KernelError, Tensor};
+
+/// out[i] = x[rows[i]].
+///
+/// Shapes: `x` [n, m]; `out` [rows.len(), m]. Numbers: exact. Errors: `Index`, `Shape`, `DType`.
+pub fn gather_rows(
+    backend: &Backend,
+    out: &mut Tensor,
+    x: &Tensor,
+    rows: &[u32],
+) -> Result<(), KernelError> {
+    expect("gather_rows", "x", x, DType::F32, &[x.rows(), x.row_len()])?;
+    expect("gather_rows", "out", out, DType::F32, &[rows.len(), x.row_len()])?;
+    expect_indices("gather_rows", "row", rows, x.rows())?;
+    match backend {
+        Backend::Reference | Backend::Cpu(_) => reference::gather_rows(out, x, rows),
+    }
+    Ok(())
+}

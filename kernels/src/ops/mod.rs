@@ -1,0 +1,57 @@
+//! The list of ops. One op = one folder: contract, reference, SIMD, tests.
+
+pub mod add;
+pub mod attention;
+pub mod dequantize;
+pub mod embedding;
+pub mod gather_rows;
+pub mod kv_write;
+pub mod linear;
+pub mod rms_norm;
+pub mod rope;
+pub mod silu_mul;
+
+pub use add::add_assign;
+pub use attention::{AttentionBatch, attention};
+pub use dequantize::dequantize;
+pub use embedding::{Table, embedding};
+pub use gather_rows::gather_rows;
+pub use kv_write::kv_write;
+pub use linear::{Weight, linear, linear_many};
+pub use rms_norm::rms_norm;
+pub use rope::{RopeTable, rope};
+pub use silu_mul::silu_mul;
+
+use crate::{DType, KernelError, Tensor};
+
+/// The check every contract makes: `tensor` has `dtype` and exactly `shape`.
+fn expect(
+    op: &'static str,
+    what: &'static str,
+    tensor: &Tensor,
+    dtype: DType,
+    shape: &[usize],
+) -> Result<(), KernelError> {
+    if tensor.dtype() != dtype {
+        let (got, expected) = (tensor.dtype().name(), dtype.name());
+        return Err(KernelError::DType { op, what, got, expected });
+    }
+    if tensor.shape() != shape {
+        let (got, expected) = (tensor.shape().to_vec(), format!("{shape:?}"));
+        return Err(KernelError::Shape { op, what, got, expected });
+    }
+    Ok(())
+}
+
+/// The check for ids, slots and row numbers: every one lies below `len`.
+fn expect_indices(
+    op: &'static str,
+    what: &'static str,
+    indices: &[u32],
+    len: usize,
+) -> Result<(), KernelError> {
+    match indices.iter().find(|&&i| i as usize >= len) {
+        Some(&i) => Err(KernelError::Index { op, what, index: i as usize, len }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,64 @@
+//! Root-mean-square normalisation, of hidden states and of each head's queries and keys.
+
+pub mod reference;
+
+use super::expect;
+use crate::{Backend, DType, KernelError, Tensor};
+
+const OP: &str = "rms_norm";
+
+/// Scales each group of `weight.len()` values of `x` to unit root mean square, then by `weight`.
+///
+/// out[g, i] = weight[i] * x[g, i] / sqrt(mean over j of x[g, j]^2 + eps)
+///
+/// Shapes: `x`, `out` the same [num_tokens, groups * n]; `weight` [n]. With groups = 1 this is the norm of a hidden state,
+/// with groups = heads the per-head norm of Qwen3. Memory: reads `x` twice, writes `out` once.
+/// Numbers: sums in f32 (reference: f64). Errors: `Shape`, `DType`.
+/// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+pub fn rms_norm(
+    backend: &Backend,
+    out: &mut Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+) -> Result<(), KernelError> {
+    check(out, x, weight)?;
+    match backend {
+        Backend::Reference | Backend::Cpu(_) => {
+            reference::rms_norm(out.f32_mut(), x.f32(), weight.f32(), eps)
+        }
+    }
+    Ok(())
+}
+
+/// `rms_norm` with `out` = `x`, for the per-head norms.
+pub fn rms_norm_in_place(
+    backend: &Backend,
+    x: &mut Tensor,
+    weight: &Tensor,
+    eps: f32,
+) -> Result<(), KernelError> {
+    check_weight(x, weight)?;
+    match backend {
+        Backend::Reference | Backend::Cpu(_) => {
+            let copy = x.f32().to_vec();
+            reference::rms_norm(x.f32_mut(), &copy, weight.f32(), eps);
+        }
+    }
+    Ok(())
+}
+
+fn check(out: &Tensor, x: &Tensor, weight: &Tensor) -> Result<(), KernelError> {
+    check_weight(x, weight)?;
+    expect(OP, "out", out, DType::F32, x.shape())
+}
+
+fn check_weight(x: &Tensor, weight: &Tensor) -> Result<(), KernelError> {
+    expect(OP, "x", x, DType::F32, x.shape())?;
+    expect(OP, "weight", weight, DType::F32, &[weight.len()])?;
+    if weight.is_empty() || !x.row_len().is_multiple_of(weight.len()) {
+        let expected = format!("rows of a multiple of {} values", weight.len());
+        return Err(KernelError::Shape { op: OP, what: "x", got: x.shape().to_vec(), expected });
+    }
+    Ok(())
+}
