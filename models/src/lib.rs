@@ -1,1 +1,51 @@
-//! placeholder
+//! Networks written as lists of op calls, and the checkpoints they are loaded from.
+
+pub mod registry;
+pub mod config;
+pub mod token;
+pub mod batch;
+pub mod kv_cache;
+pub mod error;
+
+pub use batch::ForwardBatch;
+pub use config::{GenerationDefaults, ModelConfig};
+pub use error::LoadError;
+pub use kv_cache::KvCache;
+pub use token::TokenId;
+
+use kernels::comm::Communicator;
+use kernels::{Backend, KernelError, Tensor};
+
+/// A network with its weights, on one rank.
+pub trait Model: Send {
+    fn config(&self) -> &ModelConfig;
+
+    /// Runs every token of `batch` through all layers, writes its keys and values into the cache, and leaves its last hidden
+    /// state, before the final norm, in `hidden`.
+    ///
+    /// Shapes: `hidden` [batch.num_tokens(), hidden_size] F32. Errors: a batch that does not fit cache or vocabulary.
+    fn forward(
+        &self,
+        ctx: &mut ForwardContext,
+        batch: &ForwardBatch,
+        hidden: &mut Tensor,
+    ) -> Result<(), KernelError>;
+
+    /// Final norm and output head for some rows of `hidden`.
+    ///
+    /// Shapes: `logits` [rows.len(), vocab_size] F32, padding rows of the vocabulary included (the sampler masks them).
+    fn logits(
+        &self,
+        ctx: &mut ForwardContext,
+        hidden: &Tensor,
+        rows: &[u32],
+        logits: &mut Tensor,
+    ) -> Result<(), KernelError>;
+}
+
+/// All that a forward pass needs beside weights and batch; there are no globals.
+pub struct ForwardContext {
+    pub backend: Backend,
+    pub communicator: Box<dyn Communicator>,
+    pub kv_cache: KvCache,
+}
