@@ -1,5 +1,6 @@
-//! Holds the layout of the house and the parts of its style that a program can check. Each rule is a function that
-//! returns what breaks it; `rules_find_what_they_are_for` shows each of them a planted breach.
+//! Holds the layout of the house and the parts of its style that a program can check. Each rule is
+//! a function that returns what breaks it; `rules_find_what_they_are_for` shows each of them a
+//! planted breach.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -214,7 +215,8 @@ fn safety_notes(source: &Source) -> Vec<String> {
     found.map(|l| format!("the unsafe in line {l} has no SAFETY note")).collect()
 }
 
-/// Which folders of `server` a file may name: `http -> text, engine`, `ranks -> engine`; only main and commands join them.
+/// Which folders of `server` a file may name: `http -> text, engine`, `ranks -> engine`; only main
+/// and commands join them.
 fn arrows(source: &Source) -> Vec<String> {
     let Some(inside) = source.path.strip_prefix("server/src/") else { return Vec::new() };
     let allowed: &[&str] = match inside.split('/').next().unwrap_or_default() {

@@ -1,4 +1,5 @@
-//! Which implementation of the ops runs. The set is closed, so it is an enum: each op stays in its own folder.
+//! Which implementation of the ops runs. The set is closed, so it is an enum: each op stays in its
+//! own folder.
 
 use crate::device::cpu::CpuDevice;
 

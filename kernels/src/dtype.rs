@@ -1,6 +1,7 @@
 //! Number formats of tensors and weights, plain and block-quantised.
 
-/// A number format. Block formats follow GGUF (little endian, f16 scales): see `ops/dequantize` for their definitions.
+/// A number format. Block formats follow GGUF (little endian, f16 scales): see `ops/dequantize` for
+/// their definitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DType {
     F32,
@@ -69,7 +70,8 @@ impl DType {
         self.block_len() > 1
     }
 
-    /// Bytes of a row of `len` values; `None` when `len` is no whole number of blocks or the size overflows.
+    /// Bytes of a row of `len` values; `None` when `len` is no whole number of blocks or the size
+    /// overflows.
     pub fn row_bytes(self, len: usize) -> Option<usize> {
         if !len.is_multiple_of(self.block_len()) {
             return None;

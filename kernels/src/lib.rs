@@ -1,4 +1,5 @@
-//! All arithmetic: tensors, devices and the ops that run on them. Knows nothing of models, requests or text.
+//! All arithmetic: tensors, devices and the ops that run on them. Knows nothing of models, requests
+//! or text.
 
 pub mod backend;
 pub mod comm;

@@ -13,8 +13,8 @@ pub fn golden_dir() -> Option<PathBuf> {
     dir.is_dir().then_some(dir)
 }
 
-/// The default model, for tests with real weights: `MONSOON_TEST_MODEL`, else the cache. Where it is absent the caller skips and
-/// says so, unless `MONSOON_REQUIRE_MODEL=1`: then this panics.
+/// The default model, for tests with real weights: `MONSOON_TEST_MODEL`, else the cache. Where it
+/// is absent the caller skips and says so, unless `MONSOON_REQUIRE_MODEL=1`: then this panics.
 pub fn real_model() -> Option<PathBuf> {
     let cached = || {
         let home = std::env::var_os("HOME")?;

@@ -8,6 +8,7 @@ use crate::{KernelError, Tensor};
 pub trait Communicator: Send {
     fn rank(&self) -> usize;
     fn world_size(&self) -> usize;
-    /// Replaces `x` on every rank by the sum over ranks, added in rank order so that each run gives the same bits.
+    /// Replaces `x` on every rank by the sum over ranks, added in rank order so that each run gives
+    /// the same bits.
     fn all_reduce_sum(&mut self, x: &mut Tensor) -> Result<(), KernelError>;
 }

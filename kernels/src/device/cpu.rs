@@ -3,7 +3,8 @@
 use super::thread_pool::ThreadPool;
 use std::sync::Arc;
 
-/// Instruction sets the kernels know, each one including what it needs. Chosen once, when the process starts.
+/// Instruction sets the kernels know, each one including what it needs. Chosen once, when the
+/// process starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// Plain Rust, vectorised by the compiler for the baseline of the target (SSE2, NEON).
@@ -17,7 +18,8 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// The best one of this machine. `MONSOON_ISA` (portable, avx2, avx512, avx512bf16) may lower it, for tests and diagnosis.
+    /// The best one of this machine. `MONSOON_ISA` (portable, avx2, avx512, avx512bf16) may lower
+    /// it, for tests and diagnosis.
     pub fn detect() -> Isa {
         let best = Self::detect_hardware();
         match std::env::var("MONSOON_ISA").as_deref() {
@@ -69,7 +71,8 @@ pub struct CpuDevice {
 }
 
 impl CpuDevice {
-    /// `num_threads`: compute threads, the calling rank thread included. `pin_to`: one core per thread, or none.
+    /// `num_threads`: compute threads, the calling rank thread included. `pin_to`: one core per
+    /// thread, or none.
     pub fn new(num_threads: usize, pin_to: Option<&[usize]>) -> Self {
         Self { pool: Arc::new(ThreadPool::new(num_threads, pin_to)), isa: Isa::detect() }
     }

@@ -8,7 +8,8 @@ use std::ptr::NonNull;
 /// One cache line, and one AVX-512 register.
 pub const ALIGNMENT: usize = 64;
 
-/// Number types that may live in an `AlignedVec`: any bit pattern is a value, and all zeros is zero.
+/// Number types that may live in an `AlignedVec`: any bit pattern is a value, and all zeros is
+/// zero.
 pub trait Element: sealed::Sealed + Copy + Send + Sync + Default + 'static {}
 mod sealed {
     pub trait Sealed {}
@@ -65,7 +66,8 @@ impl<T: Element> Drop for AlignedVec<T> {
 impl<T: Element> std::ops::Deref for AlignedVec<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `ptr` is valid for `len` initialised (zeroed) values for as long as self lives; dangling only if len is 0.
+        // SAFETY: `ptr` is valid for `len` initialised (zeroed) values for as long as self lives;
+        // dangling only if len is 0.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }
@@ -77,7 +79,8 @@ impl<T: Element> std::ops::DerefMut for AlignedVec<T> {
     }
 }
 
-// SAFETY: the memory is owned and `T` is plain data (trait Element), so it may move to and be read from any thread.
+// SAFETY: the memory is owned and `T` is plain data (trait Element), so it may move to and be read
+// from any thread.
 unsafe impl<T: Element> Send for AlignedVec<T> {}
 // SAFETY: as above; shared access is read-only.
 unsafe impl<T: Element> Sync for AlignedVec<T> {}
@@ -105,7 +108,8 @@ impl<T> SharedMut<T> {
     }
 
     /// # Safety
-    /// No other live reference, in any task, may overlap `start..start + len`, and the slice given to `new` must outlive it.
+    /// No other live reference, in any task, may overlap `start..start + len`, and the slice given
+    /// to `new` must outlive it.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start <= self.len && len <= self.len - start, "part outside the slice");

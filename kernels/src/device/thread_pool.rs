@@ -1,4 +1,5 @@
-//! The worker threads of one CPU device: parallel loops with a cheap start and end, threads parked when idle.
+//! The worker threads of one CPU device: parallel loops with a cheap start and end, threads parked
+//! when idle.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
@@ -10,8 +11,8 @@ use std::thread::JoinHandle;
 
 /// Threads one pool may have.
 pub const THREADS_MAX: usize = 256;
-/// How often an idle worker looks for work before it parks: some tens of microseconds, longer than the pause between two ops
-/// of a step, far shorter than the pause between two requests.
+/// How often an idle worker looks for work before it parks: some tens of microseconds, longer than
+/// the pause between two ops of a step, far shorter than the pause between two requests.
 const SPINS_MAX: u32 = 20_000;
 
 type Job = *const (dyn Fn(usize) + Sync);
@@ -29,13 +30,15 @@ struct Shared {
     parked: AtomicUsize,
 }
 
-// SAFETY: `job` is written only by the thread that holds `ThreadPool::turn`, while `open` is 0 and `active` is 0, and read
-// only by threads that saw a non-zero `open` after raising `active`; see `run`.
+// SAFETY: `job` is written only by the thread that holds `ThreadPool::turn`, while `open` is 0 and
+// `active` is 0, and read only by threads that saw a non-zero `open` after raising `active`; see
+// `run`.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
-/// A fixed set of threads. The thread that calls `run` works too, so a pool of one thread has no workers.
+/// A fixed set of threads. The thread that calls `run` works too, so a pool of one thread has no
+/// workers.
 pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -43,8 +46,8 @@ pub struct ThreadPool {
 }
 
 impl ThreadPool {
-    /// `num_threads` includes the caller of `run`. `pin_to`: cores for the workers, `pin_to[i]` for worker i (thread 0 is
-    /// the caller, which pins itself with `pin_current_thread`).
+    /// `num_threads` includes the caller of `run`. `pin_to`: cores for the workers, `pin_to[i]` for
+    /// worker i (thread 0 is the caller, which pins itself with `pin_current_thread`).
     pub fn new(num_threads: usize, pin_to: Option<&[usize]>) -> Self {
         assert!((1..=THREADS_MAX).contains(&num_threads), "threads outside 1..={THREADS_MAX}");
         let shared = Arc::new(Shared {
@@ -78,8 +81,9 @@ impl ThreadPool {
         self.workers.len() + 1
     }
 
-    /// Calls `task(i)` once for each i in 0..num_tasks, on all threads, and returns when all are done. Which thread runs a
-    /// task is not fixed, so a task's result must not depend on it. Panics if a task panicked.
+    /// Calls `task(i)` once for each i in 0..num_tasks, on all threads, and returns when all are
+    /// done. Which thread runs a task is not fixed, so a task's result must not depend on it.
+    /// Panics if a task panicked.
     pub fn run(&self, num_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         if num_tasks <= 1 || self.workers.is_empty() {
             (0..num_tasks).for_each(task);
@@ -88,8 +92,9 @@ impl ThreadPool {
         let mut turn = self.turn.lock().expect("a task panicked before");
         *turn += 1;
         let shared = &*self.shared;
-        // SAFETY: the lifetime is erased only until `open` is 0 and `active` is 0 again, before this function returns;
-        // no worker reads `job` after that (see `worker_loop`). No worker reads it now: `open` is 0.
+        // SAFETY: the lifetime is erased only until `open` is 0 and `active` is 0 again, before
+        // this function returns; no worker reads `job` after that (see `worker_loop`). No worker
+        // reads it now: `open` is 0.
         unsafe {
             *shared.job.get() =
                 Some(std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(task));
@@ -102,7 +107,8 @@ impl ThreadPool {
         }
         claim_tasks(shared, task);
         shared.open.store(0, SeqCst);
-        // A worker raises `active` before it looks at `open`. If it saw this job, then we see it here.
+        // A worker raises `active` before it looks at `open`. If it saw this job, then we see it
+        // here.
         let mut spins = 0u32;
         while shared.active.load(SeqCst) > 0 {
             spins += 1;
@@ -117,8 +123,9 @@ impl ThreadPool {
         assert!(!panicked, "a parallel task panicked");
     }
 
-    /// Splits 0..len into ranges of about equal size, at least `min_len` long (but for the last), and runs `task` on each.
-    /// The cuts depend on `len`, `min_len` and the number of threads, so results must not depend on the cuts.
+    /// Splits 0..len into ranges of about equal size, at least `min_len` long (but for the last),
+    /// and runs `task` on each. The cuts depend on `len`, `min_len` and the number of threads, so
+    /// results must not depend on the cuts.
     pub fn run_ranges(&self, len: usize, min_len: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
         // Four ranges a thread even out cores of unequal speed at little cost.
         let range_len = len.div_ceil(self.num_threads() * 4).max(min_len).max(1);
@@ -141,7 +148,8 @@ impl Drop for ThreadPool {
 /// Binds the calling thread to one core; does nothing where the system does not allow it.
 pub fn pin_current_thread(core: usize) {
     #[cfg(target_os = "linux")]
-    // SAFETY: `set` is a plain bit set that lives across the call; CPU_SET bounds are checked before use.
+    // SAFETY: `set` is a plain bit set that lives across the call; CPU_SET bounds are checked
+    // before use.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         if core < libc::CPU_SETSIZE as usize {
@@ -159,7 +167,8 @@ fn worker_loop(shared: &Shared) {
         last_seen = number;
         shared.active.fetch_add(1, SeqCst);
         if shared.open.load(SeqCst) == number {
-            // SAFETY: `active` was raised before `open` was read as this job, so `run` has not passed its wait for
+            // SAFETY: `active` was raised before `open` was read as this job, so `run` has not
+            // passed its wait for
             // `active` and `job` still points to a live closure.
             if let Some(job) = unsafe { *shared.job.get() } {
                 // SAFETY: as above.
