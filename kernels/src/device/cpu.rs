@@ -1,7 +1,13 @@
 //! The CPU: its threads and the widest instructions it has.
 
+#![allow(unsafe_code)]
+
+use super::memory::SharedMut;
 use super::thread_pool::ThreadPool;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+/// Values that one task of an elementwise loop has at the least: some microseconds of work, more than waking a thread costs.
+const TASK_VALUES_MIN: usize = 16 * 1024;
 
 /// Instruction sets the kernels know, each one including what it needs. Chosen once, when the
 /// process starts.
@@ -21,13 +27,19 @@ impl Isa {
     /// The best one of this machine. `MONSOON_ISA` (portable, avx2, avx512, avx512bf16) may lower
     /// it, for tests and diagnosis.
     pub fn detect() -> Isa {
-        let best = Self::detect_hardware();
+        let best = Self::hardware();
         match std::env::var("MONSOON_ISA").as_deref() {
             Ok("portable") => Isa::Portable.min(best),
             Ok("avx2") => Isa::Avx2.min(best),
             Ok("avx512") => Isa::Avx512.min(best),
             _ => best,
         }
+    }
+
+    /// The best one of this machine, whatever `MONSOON_ISA` says.
+    pub fn hardware() -> Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(Self::detect_hardware)
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -55,7 +67,7 @@ impl Isa {
 
     /// All that this machine can run, for tests.
     pub fn available() -> Vec<Isa> {
-        let best = Self::detect_hardware();
+        let best = Self::hardware();
         [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16]
             .into_iter()
             .filter(|&isa| isa <= best)
@@ -80,6 +92,24 @@ impl CpuDevice {
     /// The same threads with other instructions, for tests that compare them.
     pub fn with_isa(&self, isa: Isa) -> Self {
         Self { pool: self.pool.clone(), isa }
+    }
+
+    /// Calls `task(first_row, rows)` for ranges of whole rows that together are `out`, in parallel when there are enough
+    /// values to be worth it. A row's result must not depend on the range it is in.
+    pub fn for_rows<T: Send>(
+        &self,
+        out: &mut [T],
+        row_len: usize,
+        task: &(dyn Fn(usize, &mut [T]) + Sync),
+    ) {
+        assert!(row_len > 0 && out.len().is_multiple_of(row_len), "no whole number of rows");
+        let num_rows = out.len() / row_len;
+        let shared = SharedMut::new(out);
+        self.pool.run_ranges(num_rows, TASK_VALUES_MIN.div_ceil(row_len), &|rows| {
+            // SAFETY: `run_ranges` gives each row to one task only, and returns before the borrow of `out` ends.
+            let part = unsafe { shared.slice(rows.start * row_len, rows.len() * row_len) };
+            task(rows.start, part);
+        });
     }
 }
 

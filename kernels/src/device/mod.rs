@@ -2,4 +2,5 @@
 
 pub mod cpu;
 pub mod memory;
+pub mod simd;
 pub mod thread_pool;

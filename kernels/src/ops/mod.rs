@@ -10,6 +10,8 @@ pub mod linear;
 pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use add::add_assign;
 pub use attention::{AttentionBatch, attention};

@@ -1,6 +1,9 @@
 //! Residual addition.
 
+mod cpu;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
 use super::expect;
 use crate::{Backend, DType, KernelError, Tensor};
@@ -12,7 +15,8 @@ pub fn add_assign(backend: &Backend, x: &mut Tensor, y: &Tensor) -> Result<(), K
     expect("add_assign", "x", x, DType::F32, y.shape())?;
     expect("add_assign", "y", y, DType::F32, y.shape())?;
     match backend {
-        Backend::Reference | Backend::Cpu(_) => reference::add_assign(x.f32_mut(), y.f32()),
+        Backend::Reference => reference::add_assign(x.f32_mut(), y.f32()),
+        Backend::Cpu(device) => cpu::add_assign(device, x.f32_mut(), y.f32()),
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! Token ids -> rows of the embedding table.
 
+mod cpu;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
 use super::{expect, expect_indices};
 use crate::{Backend, DType, KernelError, Tensor};
@@ -58,8 +61,8 @@ pub fn embedding(
     expect(OP, "out", out, DType::F32, &[token_ids.len(), table.row_len])?;
     expect_indices(OP, "token id", token_ids, table.rows)?;
     match backend {
-        // One row a token is far below the cost of anything else in a step: the plain loop serves both.
-        Backend::Reference | Backend::Cpu(_) => reference::embedding(out, table, token_ids),
+        Backend::Reference => reference::embedding(out, table, token_ids),
+        Backend::Cpu(device) => cpu::embedding(device, out, table, token_ids),
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! Picks the rows that need logits.
 
+mod cpu;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
 use super::{expect, expect_indices};
 use crate::{Backend, DType, KernelError, Tensor};
@@ -18,7 +21,8 @@ pub fn gather_rows(
     expect("gather_rows", "out", out, DType::F32, &[rows.len(), x.row_len()])?;
     expect_indices("gather_rows", "row", rows, x.rows())?;
     match backend {
-        Backend::Reference | Backend::Cpu(_) => reference::gather_rows(out, x, rows),
+        Backend::Reference => reference::gather_rows(out, x, rows),
+        Backend::Cpu(device) => cpu::gather_rows(device, out, x, rows),
     }
     Ok(())
 }

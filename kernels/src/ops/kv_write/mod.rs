@@ -1,6 +1,9 @@
 //! New keys and values -> their slots in the paged cache.
 
+mod cpu;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
 use super::{expect, expect_indices};
 use crate::{Backend, DType, KernelError, Tensor};
@@ -27,7 +30,8 @@ pub fn kv_write(
     expect(OP, "x", x, DType::F32, &[slots.len(), kv_heads * head_dim])?;
     expect_indices(OP, "slot", slots, num_blocks * block_size)?;
     match backend {
-        Backend::Reference | Backend::Cpu(_) => reference::kv_write(cache, x, slots),
+        Backend::Reference => reference::kv_write(cache, x, slots),
+        Backend::Cpu(device) => cpu::kv_write(device, cache, x, slots),
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! Root-mean-square normalisation, of hidden states and of each head's queries and keys.
 
+mod cpu;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
 use super::expect;
 use crate::{Backend, DType, KernelError, Tensor};
@@ -24,9 +27,8 @@ pub fn rms_norm(
 ) -> Result<(), KernelError> {
     check(out, x, weight)?;
     match backend {
-        Backend::Reference | Backend::Cpu(_) => {
-            reference::rms_norm(out.f32_mut(), x.f32(), weight.f32(), eps)
-        }
+        Backend::Reference => reference::rms_norm(out.f32_mut(), x.f32(), weight.f32(), eps),
+        Backend::Cpu(device) => cpu::rms_norm(device, out.f32_mut(), x.f32(), weight.f32(), eps),
     }
     Ok(())
 }
@@ -40,7 +42,8 @@ pub fn rms_norm_in_place(
 ) -> Result<(), KernelError> {
     check_weight(x, weight)?;
     match backend {
-        Backend::Reference | Backend::Cpu(_) => {
+        Backend::Cpu(device) => cpu::rms_norm_in_place(device, x.f32_mut(), weight.f32(), eps),
+        Backend::Reference => {
             let copy = x.f32().to_vec();
             reference::rms_norm(x.f32_mut(), &copy, weight.f32(), eps);
         }

@@ -1,6 +1,9 @@
 //! Rotary position embedding, "rotate half" style.
 
+mod cpu;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
 use super::{expect, expect_indices};
 use crate::{Backend, DType, KernelError, Tensor};
@@ -37,7 +40,8 @@ pub fn rope(
     }
     expect_indices(OP, "position", positions, table.cos.rows())?;
     match backend {
-        Backend::Reference | Backend::Cpu(_) => reference::rope(x, positions, table, head_dim),
+        Backend::Reference => reference::rope(x, positions, table, head_dim),
+        Backend::Cpu(device) => cpu::rope(device, x, positions, table, head_dim),
     }
     Ok(())
 }

@@ -1,13 +1,17 @@
 //! The gate of the SwiGLU MLP.
 
+mod cpu;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
 use super::expect;
 use crate::{Backend, DType, KernelError, Tensor};
 
 /// out = silu(gate) * up, with silu(x) = x / (1 + exp(-x)).
 ///
-/// Shapes: all the same. Numbers: within 4 ulp of the reference. Errors: `Shape`, `DType`.
+/// Shapes: all the same. Numbers: within 4 ulp of the reference where |gate| < 86; below -86 down to 0.
+/// Errors: `Shape`, `DType`.
 /// Source: Shazeer, "GLU Variants Improve Transformer", 2020.
 pub fn silu_mul(
     backend: &Backend,
@@ -19,9 +23,8 @@ pub fn silu_mul(
     expect("silu_mul", "up", up, DType::F32, out.shape())?;
     expect("silu_mul", "out", out, DType::F32, up.shape())?;
     match backend {
-        Backend::Reference | Backend::Cpu(_) => {
-            reference::silu_mul(out.f32_mut(), gate.f32(), up.f32())
-        }
+        Backend::Reference => reference::silu_mul(out.f32_mut(), gate.f32(), up.f32()),
+        Backend::Cpu(device) => cpu::silu_mul(device, out.f32_mut(), gate.f32(), up.f32()),
     }
     Ok(())
 }

@@ -1,0 +1,25 @@
+use super::*;
+use crate::ops::testing::*;
+
+#[test]
+fn sums_equal_the_reference_to_the_bit() {
+    for shape in [[0, 5], [1, 1], [3, 16], [7, 33], [40, 1001]] {
+        let (x, y) = (tensor(1, &shape, 2.0), tensor(2, &shape, 1e-3));
+        let mut expected = Tensor::from_f32(&shape, x.f32());
+        add_assign(&Backend::Reference, &mut expected, &y).expect("shapes fit");
+        for backend in cpu_backends() {
+            let mut sum = Tensor::from_f32(&shape, x.f32());
+            add_assign(&backend, &mut sum, &y).expect("shapes fit");
+            assert_same_bits(sum.f32(), expected.f32(), &format!("{backend:?} {shape:?}"));
+        }
+    }
+}
+
+#[test]
+fn other_shapes_are_refused() {
+    for backend in cpu_backends() {
+        let (mut x, y) = (tensor(1, &[2, 3], 1.0), tensor(2, &[3, 2], 1.0));
+        let error = add_assign(&backend, &mut x, &y).expect_err("shapes differ");
+        assert!(matches!(error, KernelError::Shape { what: "x", .. }), "{error}");
+    }
+}

@@ -1,0 +1,46 @@
+use super::*;
+use crate::ops::testing::*;
+
+#[test]
+fn gates_are_within_four_ulp_of_the_reference() {
+    for (shape, range) in [([1, 1], 1.0), ([2, 16], 4.0), ([3, 45], 20.0), ([20, 4864], 86.0)] {
+        let (gate, up) = (tensor(1, &shape, range), tensor(2, &shape, 3.0));
+        let mut expected = tensor(3, &shape, 1.0);
+        silu_mul(&Backend::Reference, &mut expected, &gate, &up).expect("shapes fit");
+        for backend in cpu_backends() {
+            let mut out = tensor(4, &shape, 1.0);
+            silu_mul(&backend, &mut out, &gate, &up).expect("shapes fit");
+            let case = format!("{backend:?} {shape:?}");
+            assert_close(out.f32(), expected.f32(), 4.0 * f32::EPSILON, 1e-36, &case);
+        }
+    }
+}
+
+#[test]
+fn extreme_gates_give_limits_and_nan_stays_nan() {
+    let gate = Tensor::from_f32(&[1, 5], &[-1000.0, 1000.0, f32::NAN, 0.0, -0.0]);
+    let up = Tensor::from_f32(&[1, 5], &[2.0; 5]);
+    for backend in cpu_backends() {
+        let mut out = tensor(1, &[1, 5], 1.0);
+        silu_mul(&backend, &mut out, &gate, &up).expect("shapes fit");
+        let out = out.f32();
+        assert!(out[0].abs() < 1e-30 && out[1] == 2000.0 && out[2].is_nan(), "{out:?}");
+        assert!(out[3] == 0.0 && out[4] == 0.0, "{out:?}");
+    }
+}
+
+#[test]
+fn a_value_does_not_depend_on_its_place() {
+    for backend in cpu_backends() {
+        let (gate, up) = (tensor(1, &[1, 40_000], 9.0), tensor(2, &[1, 40_000], 3.0));
+        let mut whole = tensor(3, &[1, 40_000], 1.0);
+        silu_mul(&backend, &mut whole, &gate, &up).expect("shapes fit");
+        for start in [0, 1, 5, 39_990] {
+            let len = 10.min(40_000 - start);
+            let part = |x: &Tensor| Tensor::from_f32(&[1, len], &x.f32()[start..start + len]);
+            let mut out = tensor(4, &[1, len], 1.0);
+            silu_mul(&backend, &mut out, &part(&gate), &part(&up)).expect("shapes fit");
+            assert_same_bits(out.f32(), &whole.f32()[start..start + len], &format!("{start}"));
+        }
+    }
+}
