@@ -3,6 +3,7 @@
 pub mod registry;
 pub mod config;
 pub mod token;
+pub mod tokenizer_source;
 pub mod batch;
 pub mod kv_cache;
 pub mod error;
@@ -12,6 +13,7 @@ pub use config::{GenerationDefaults, ModelConfig};
 pub use error::LoadError;
 pub use kv_cache::KvCache;
 pub use token::TokenId;
+pub use tokenizer_source::{ChatTemplateSource, GgufTokenizer, TokenizerSource};
 
 use kernels::comm::Communicator;
 use kernels::{Backend, KernelError, Tensor};
