@@ -1,6 +1,9 @@
 //! Matrix product with a weight: every projection of a model.
 
 pub mod reference;
+pub mod cpu;
+#[cfg(test)]
+mod tests;
 
 use super::expect;
 use crate::{Backend, DType, KernelError, Tensor};
@@ -22,6 +25,8 @@ pub struct Weight {
 enum Storage {
     /// As in the checkpoint: row-major blocks, little endian.
     Raw(Bytes),
+    /// In tiles, for the CPU.
+    Packed(cpu::pack::Packed),
 }
 
 impl Weight {
@@ -46,18 +51,42 @@ impl Weight {
             });
         }
         let storage = match backend {
-            Backend::Reference | Backend::Cpu(_) => Storage::Raw(bytes),
+            Backend::Reference => Storage::Raw(bytes),
+            Backend::Cpu(device) => {
+                let pool = &device.pool;
+                let packed =
+                    cpu::pack::Packed::new(pool, dtype, out_features, in_features, &bytes)?;
+                Storage::Packed(packed)
+            }
         };
         Ok(Weight { dtype, out_features, in_features, storage })
+    }
+
+    /// Panics if the weight was loaded for another backend than the one that asks.
+    fn raw(&self) -> &[u8] {
+        match &self.storage {
+            Storage::Raw(bytes) => bytes,
+            Storage::Packed(_) => panic!("this weight was loaded for the CPU backend"),
+        }
+    }
+
+    /// As `raw`.
+    fn packed(&self) -> &cpu::pack::Packed {
+        match &self.storage {
+            Storage::Packed(packed) => packed,
+            Storage::Raw(_) => panic!("this weight was loaded for the reference backend"),
+        }
     }
 }
 
 /// out = x W^T + bias.
 ///
-/// Shapes: `x` [num_tokens, in_features], `out` [num_tokens, out_features], `bias` [out_features], all F32.
-/// Numbers: the value of an output element depends on its row of `x`, its row of W and its bias alone, to the bit: never on
-/// num_tokens or the number of threads. Quantised weights on the CPU meet activations rounded to 8 bits in groups of 32
-/// (relative error of the sum about 2^-8); bf16 weights meet bf16 activations where the machine multiplies bf16, else f32.
+/// Shapes: `x` [num_tokens, in_features], `out` [num_tokens, out_features], `bias` [out_features],
+/// all F32.
+/// Numbers: the value of an output element depends on its row of `x`, its row of W and its bias
+/// alone, to the bit: never on num_tokens or the number of threads. Quantised weights on the CPU
+/// meet activations rounded to 8 bits in groups of 32 (relative error of the sum about 2^-8); bf16
+/// weights meet bf16 activations where the machine multiplies bf16, else f32.
 /// Errors: `Shape`, `DType`.
 pub fn linear(
     backend: &Backend,
@@ -69,7 +98,8 @@ pub fn linear(
     linear_many(backend, &mut [out], x, &[(weight, bias)])
 }
 
-/// Several `linear`s of one `x`, in one parallel region: outs[i] = x W_i^T + bias_i. Same numbers as one by one.
+/// Several `linear`s of one `x`, in one parallel region: outs[i] = x W_i^T + bias_i. Same numbers
+/// as one by one.
 pub fn linear_many(
     backend: &Backend,
     outs: &mut [&mut Tensor],
@@ -85,7 +115,8 @@ pub fn linear_many(
         }
     }
     match backend {
-        Backend::Reference | Backend::Cpu(_) => {
+        Backend::Cpu(device) => cpu::linear_many(device, outs, x, weights),
+        Backend::Reference => {
             for (out, (weight, bias)) in outs.iter_mut().zip(weights) {
                 reference::linear(out, x, weight, *bias);
             }

@@ -1,9 +1,9 @@
-use super::{Storage, Weight};
+use super::Weight;
 use crate::Tensor;
 use crate::ops::dequantize;
 
 pub fn linear(out: &mut Tensor, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) {
-    let Storage::Raw(bytes) = &weight.storage;
+    let bytes = weight.raw();
     let (n, k) = (weight.out_features, weight.in_features);
     let row_bytes = bytes.len() / n;
     let mut w = vec![0f32; k];

@@ -1,0 +1,168 @@
+//! Packed tiles times grouped activations, on all threads.
+#![allow(unsafe_code)]
+
+pub mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod format;
+pub mod pack;
+mod portable;
+
+use super::Weight;
+use crate::device::cpu::{CpuDevice, Isa};
+use crate::device::memory::SharedMut;
+use crate::{DType, Tensor};
+use activations::{Activations, GROUP_ROWS_MAX, Group, Input};
+use format::{TILE_ROWS, format_of};
+use pack::Packed;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Tiles of one task stay in a core's second-level cache while all rows of activations pass by.
+const TASK_BYTES_MAX: usize = 256 * 1024;
+/// Tasks for each thread, if there are tiles enough: they even out cores of unequal speed.
+const TASKS_PER_THREAD: usize = 8;
+
+/// The work of one kernel call: one tile times the rows of one group.
+pub struct Job<'a> {
+    tile: &'a [u8],
+    x: Group<'a>,
+}
+
+/// What a kernel returns: the 16 outputs of the tile for each row of the group.
+#[repr(C, align(64))]
+pub struct Sums([[f32; TILE_ROWS]; GROUP_ROWS_MAX]);
+
+impl Sums {
+    fn clear(&mut self) {
+        self.0 = [[0.0; TILE_ROWS]; GROUP_ROWS_MAX];
+    }
+}
+
+type Kernel = fn(&Job, &mut Sums);
+
+/// One weight of a call, cut into tasks.
+struct Part<'a> {
+    packed: &'a Packed,
+    out_features: usize,
+    bias: Option<&'a [f32]>,
+    out: SharedMut<f32>,
+    input: Input,
+    kernel: Kernel,
+    tasks: Range<usize>,
+    tiles_per_task: usize,
+}
+
+thread_local! {
+    /// Each thread that computes models keeps its own buffers.
+    static ACTIVATIONS: RefCell<Activations> = RefCell::new(Activations::new());
+}
+
+pub fn linear_many(
+    device: &CpuDevice,
+    outs: &mut [&mut Tensor],
+    x: &Tensor,
+    weights: &[(&Weight, Option<&Tensor>)],
+) {
+    let isa = device.isa;
+    assert!(isa <= Isa::hardware(), "this machine cannot run {isa:?}");
+    let inputs: Vec<Input> = weights.iter().map(|(w, _)| input_of(w.dtype, isa)).collect();
+    let parts = parts(device, outs, weights, &inputs);
+    let num_tasks = parts.last().map_or(0, |part| part.tasks.end);
+    ACTIVATIONS.with_borrow_mut(|activations| {
+        activations.prepare(device, x, &inputs);
+        let activations = &*activations;
+        device.pool.run(num_tasks, &|i| {
+            let found = parts.iter().find(|part| part.tasks.contains(&i));
+            run_task(found.expect("the parts cover all tasks"), i, activations);
+        });
+    });
+}
+
+/// The form of activations that weights of `dtype` meet.
+fn input_of(dtype: DType, isa: Isa) -> Input {
+    match (format_of(dtype), dtype) {
+        (Some(format), _) => Input::Int8(format.correction),
+        (None, DType::BF16) if isa >= Isa::Avx512Bf16 => Input::Bf16,
+        (None, _) => Input::F32,
+    }
+}
+
+fn kernel_of(dtype: DType, isa: Isa) -> Kernel {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 if dtype == DType::BF16 => avx512::bf16_pairs_kernel,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => avx512::kernel(dtype),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::kernel(dtype),
+        _ => portable::kernel(dtype),
+    }
+}
+
+fn parts<'a>(
+    device: &CpuDevice,
+    outs: &mut [&mut Tensor],
+    weights: &[(&'a Weight, Option<&'a Tensor>)],
+    inputs: &[Input],
+) -> Vec<Part<'a>> {
+    let total_bytes: usize =
+        weights.iter().map(|(w, _)| w.packed().tile_bytes() * w.packed().num_tiles()).sum();
+    let task_bytes = total_bytes / (device.pool.num_threads() * TASKS_PER_THREAD);
+    let mut first_task = 0;
+    let mut parts = Vec::with_capacity(weights.len());
+    for ((out, (weight, bias)), &input) in outs.iter_mut().zip(weights).zip(inputs) {
+        let packed = weight.packed();
+        let tiles_per_task = (task_bytes.min(TASK_BYTES_MAX) / packed.tile_bytes()).max(1);
+        let tasks = first_task..first_task + packed.num_tiles().div_ceil(tiles_per_task);
+        first_task = tasks.end;
+        parts.push(Part {
+            packed,
+            out_features: weight.out_features,
+            bias: bias.map(Tensor::f32),
+            out: SharedMut::new(out.f32_mut()),
+            input,
+            kernel: kernel_of(weight.dtype, device.isa),
+            tasks,
+            tiles_per_task,
+        });
+    }
+    parts
+}
+
+/// Multiplies the tiles of task `i` with all rows.
+fn run_task(part: &Part, i: usize, activations: &Activations) {
+    let first_tile = (i - part.tasks.start) * part.tiles_per_task;
+    let end_tile = (first_tile + part.tiles_per_task).min(part.packed.num_tiles());
+    let mut sums = Sums([[0.0; TILE_ROWS]; GROUP_ROWS_MAX]);
+    for g in 0..activations.num_groups() {
+        let x = activations.group(g, part.input);
+        for tile in first_tile..end_tile {
+            (part.kernel)(&Job { tile: part.packed.tile(tile), x }, &mut sums);
+            store(part, tile, &x, &sums);
+        }
+    }
+}
+
+/// Adds the bias and writes the columns that exist.
+fn store(part: &Part, tile: usize, x: &Group, sums: &Sums) {
+    let first_column = tile * TILE_ROWS;
+    let num_columns = TILE_ROWS.min(part.out_features - first_column);
+    for (row, sums) in sums.0[..x.rows].iter().enumerate() {
+        let start = (x.first_row + row) * part.out_features + first_column;
+        // SAFETY: a tile's columns belong to one task alone, and the tensor outlives the parallel
+        // region.
+        let out = unsafe { part.out.slice(start, num_columns) };
+        match part.bias {
+            Some(bias) => {
+                let bias = &bias[first_column..first_column + num_columns];
+                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
+                    *out = sum + bias;
+                }
+            }
+            None => out.copy_from_slice(&sums[..num_columns]),
+        }
+    }
+}

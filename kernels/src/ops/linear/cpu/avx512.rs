@@ -1,0 +1,418 @@
+//! The kernels with 512-bit vectors: one lane for each of the 16 rows of a tile, 4 k a step by
+//! `vpdpbusd`.
+//!
+//! Every row of activations goes through the same operations in the same order whatever its group's
+//! size, so its results do not depend on its neighbours.
+#![allow(unsafe_code)]
+
+use super::activations::scale_and_inverse;
+use super::format::{
+    BLOCK_LEN, Codes, Correction, NIBBLE_BYTES, Quantised, SCALE_BYTES, TILE_ROWS, WORD_BYTES,
+    WORDS,
+};
+use super::{Job, Sums};
+use crate::DType;
+use std::arch::x86_64::*;
+
+/// How far ahead of the block at hand its successors are asked for.
+const PREFETCH_BYTES: usize = 2048;
+
+pub fn kernel(dtype: DType) -> fn(&Job, &mut Sums) {
+    use super::format::{Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
+    match dtype {
+        DType::F32 => f32_kernel,
+        DType::F16 => f16_kernel,
+        DType::BF16 => bf16_kernel,
+        DType::Q8_0 => quantised_kernel::<Q8_0>,
+        DType::Q4_0 => quantised_kernel::<Q4_0>,
+        DType::Q5_0 => quantised_kernel::<Q5_0>,
+        DType::Q4K => quantised_kernel::<Q4K>,
+        DType::Q5K => quantised_kernel::<Q5K>,
+        DType::Q6K => quantised_kernel::<Q6K>,
+    }
+}
+
+/// Calls `$function::<.., R>` with R, the number of rows, as a constant: then all sums of a group
+/// live in registers.
+macro_rules! with_rows {
+    ($rows:expr, $($function:ident)::+ < $($generic:ty),* > ($($argument:expr),*)) => {
+        match $rows {
+            1 => $($function)::+::<$($generic,)* 1>($($argument),*),
+            2 => $($function)::+::<$($generic,)* 2>($($argument),*),
+            3 => $($function)::+::<$($generic,)* 3>($($argument),*),
+            4 => $($function)::+::<$($generic,)* 4>($($argument),*),
+            5 => $($function)::+::<$($generic,)* 5>($($argument),*),
+            6 => $($function)::+::<$($generic,)* 6>($($argument),*),
+            7 => $($function)::+::<$($generic,)* 7>($($argument),*),
+            8 => $($function)::+::<$($generic,)* 8>($($argument),*),
+            rows => unreachable!("a group of {rows} rows"),
+        }
+    };
+}
+
+fn quantised_kernel<F: Quantised>(job: &Job, sums: &mut Sums) {
+    let format = const { F::FORMAT };
+    let super_blocks = job.tile.len() / format.super_block_bytes();
+    let blocks = super_blocks * format.blocks * job.x.rows;
+    assert_eq!(job.x.values.len(), blocks * BLOCK_LEN, "activations and tile differ in k");
+    assert_eq!(job.x.scales.len(), blocks, "one scale a block");
+    assert_eq!(job.x.corrections.len(), blocks * format.correction.len(), "corrections");
+    // SAFETY: `linear_many` asserted that the machine has the instructions; the lengths were
+    // checked above.
+    unsafe { with_rows!(job.x.rows, quantised<F>(job, super_blocks, sums)) }
+}
+
+/// A block of weights in registers.
+struct Block {
+    words: [__m512i; WORDS],
+    scales: __m512,
+    /// Scales of the second half, or negated minima.
+    second: __m512,
+}
+
+/// # Safety
+/// AVX-512 as in `Isa::Avx512`; `job` holds `super_blocks` super-blocks and the activations of R
+/// rows for them.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn quantised<F: Quantised, const R: usize>(job: &Job, super_blocks: usize, sums: &mut Sums) {
+    let format = const { F::FORMAT };
+    let mut tile = job.tile.as_ptr();
+    let (mut values, mut scales) = (job.x.values.as_ptr(), job.x.scales.as_ptr());
+    let mut corrections = job.x.corrections.as_ptr();
+    let mut acc = [_mm512_setzero_ps(); R];
+    for _ in 0..super_blocks {
+        let header = tile;
+        // SAFETY: the caller vouches for the lengths: each pointer moves by what one block has,
+        // once a block.
+        unsafe {
+            tile = tile.add(format.header_bytes);
+            for _ in 0..format.blocks {
+                let block = unpack::<F>(header, tile);
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let correction = corrections.add(r * format.correction.len());
+                    let values = values.add(r * BLOCK_LEN);
+                    *acc = accumulate::<F>(*acc, &block, values, *scales.add(r), correction);
+                }
+                tile = tile.add(format.block_bytes());
+                values = values.add(R * BLOCK_LEN);
+                scales = scales.add(R);
+                corrections = corrections.add(R * format.correction.len());
+            }
+        }
+    }
+    store(&acc, sums);
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store<const R: usize>(acc: &[__m512; R], sums: &mut Sums) {
+    for (sums, acc) in sums.0.iter_mut().zip(acc) {
+        // SAFETY: `sums` is 16 f32 on a 64-byte boundary (see `Sums`).
+        unsafe { _mm512_store_ps(sums.as_mut_ptr(), *acc) };
+    }
+}
+
+/// Adds the products of one block and one row of activations.
+///
+/// # Safety
+/// As `quantised`; `values` are 32, `correction` as many as the format has.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn accumulate<F: Quantised>(
+    acc: __m512,
+    block: &Block,
+    values: *const i8,
+    scale: f32,
+    correction: *const i32,
+) -> __m512 {
+    let scale = _mm512_set1_ps(scale);
+    let scales = _mm512_mul_ps(block.scales, scale);
+    let [w0, w1, w2, w3, w4, w5, w6, w7] = block.words;
+    // SAFETY: 32 values and the corrections can be read, by this function's contract.
+    unsafe {
+        match const { F::FORMAT.correction } {
+            Correction::Offset8 | Correction::Offset16 | Correction::Offset128 => {
+                let start = _mm512_set1_epi32(*correction);
+                let dots = dot(start, [w0, w1, w2, w3], values);
+                let dots = dot(dots, [w4, w5, w6, w7], values.add(16));
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), scales, acc)
+            }
+            Correction::HalvesOffset32 => {
+                let first = dot(_mm512_set1_epi32(*correction), [w0, w1, w2, w3], values);
+                let start = _mm512_set1_epi32(*correction.add(1));
+                let second = dot(start, [w4, w5, w6, w7], values.add(16));
+                let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(first), scales, acc);
+                let scales = _mm512_mul_ps(block.second, scale);
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), scales, acc)
+            }
+            Correction::Minimum => {
+                let dots = dot(_mm512_setzero_si512(), [w0, w1, w2, w3], values);
+                let dots = dot(dots, [w4, w5, w6, w7], values.add(16));
+                let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), scales, acc);
+                let x_sum = _mm512_set1_ps(f32::from_bits((*correction).cast_unsigned()));
+                _mm512_fmadd_ps(block.second, x_sum, acc)
+            }
+        }
+    }
+}
+
+/// dots + codes * values, 16 k of 16 rows.
+///
+/// # Safety
+/// As `quantised`; 16 `values` can be read.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn dot(mut dots: __m512i, words: [__m512i; 4], values: *const i8) -> __m512i {
+    for (g, word) in words.into_iter().enumerate() {
+        // SAFETY: 4 * 4 values can be read.
+        let four = unsafe { values.add(4 * g).cast::<i32>().read_unaligned() };
+        dots = _mm512_dpbusd_epi32(dots, word, _mm512_set1_epi32(four));
+    }
+    dots
+}
+
+/// # Safety
+/// As `quantised`; `header` and `block` are those of one packed block.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn unpack<F: Quantised>(header: *const u8, block: *const u8) -> Block {
+    let format = const { F::FORMAT };
+    // SAFETY: `block` has SCALE_BYTES and then the codes; `header` has one or two times 32 bytes
+    // where they are read.
+    unsafe {
+        let ahead = block.wrapping_add(PREFETCH_BYTES);
+        for line in 0..format.block_bytes().div_ceil(64) {
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
+        }
+        let words = unpack_codes::<F>(block.add(SCALE_BYTES));
+        let (low, high) = (block.cast::<__m128i>(), block.add(TILE_ROWS).cast::<__m128i>());
+        let (scales, second) = match format.correction {
+            Correction::Offset8 | Correction::Offset16 | Correction::Offset128 => {
+                (f16_lanes(block), _mm512_setzero_ps())
+            }
+            Correction::HalvesOffset32 => {
+                let d = f16_lanes(header);
+                let scaled = |s| _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(s)));
+                (scaled(_mm_loadu_si128(low)), scaled(_mm_loadu_si128(high)))
+            }
+            Correction::Minimum => {
+                let widen = |s| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(s));
+                let scale = widen(_mm_loadu_si128(low));
+                let minimum = widen(_mm_loadu_si128(high));
+                let negative_d_min =
+                    _mm512_sub_ps(_mm512_set1_ps(-0.0), f16_lanes(header.add(2 * TILE_ROWS)));
+                let d = f16_lanes(header);
+                (_mm512_mul_ps(d, scale), _mm512_mul_ps(negative_d_min, minimum))
+            }
+        };
+        Block { words, scales, second }
+    }
+}
+
+/// # Safety
+/// AVX-512F; 32 bytes can be read.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn f16_lanes(bytes: *const u8) -> __m512 {
+    // SAFETY: by this function's contract.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(bytes.cast()) })
+}
+
+/// The codes of a block, one byte each.
+///
+/// # Safety
+/// As `quantised`; `codes` are those of one packed block.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn unpack_codes<F: Quantised>(codes: *const u8) -> [__m512i; WORDS] {
+    let kind = const { F::FORMAT.codes };
+    // SAFETY: the codes of a block are as long as `Format::block_bytes` says for its kind.
+    let word = |i: usize| unsafe { _mm512_loadu_si512(codes.add(i * WORD_BYTES).cast()) };
+    if matches!(kind, Codes::Bits8) {
+        return [word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7)];
+    }
+    let fifteen = _mm512_set1_epi8(15);
+    let mut words = [_mm512_setzero_si512(); WORDS];
+    for i in 0..WORDS / 2 {
+        let nibbles = word(i);
+        words[i] = _mm512_and_si512(nibbles, fifteen);
+        words[i + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(nibbles), fifteen);
+    }
+    match kind {
+        Codes::Bits5 => {
+            let sixteen = _mm512_set1_epi8(16);
+            // SAFETY: eight masks of 8 bytes follow the nibbles.
+            let masks = unsafe { codes.add(NIBBLE_BYTES) }.cast::<u64>();
+            for (g, word) in words.iter_mut().enumerate() {
+                // SAFETY: as above.
+                let mask = unsafe { masks.add(g).read_unaligned() };
+                // The fifth bit of the word is zero, so a sum sets it; unlike a masked OR it is one
+                // instruction.
+                *word = _mm512_mask_add_epi8(*word, mask, *word, sixteen);
+            }
+        }
+        Codes::Bits6 => {
+            let both = _mm512_set1_epi8(0x30);
+            let (low, high) = (word(4), word(5));
+            let set = |word: &mut __m512i, bits| {
+                *word = _mm512_or_si512(*word, _mm512_and_si512(bits, both));
+            };
+            for (words, pairs) in words.chunks_exact_mut(4).zip([low, high]) {
+                set(&mut words[0], _mm512_slli_epi16::<4>(pairs));
+                set(&mut words[1], _mm512_slli_epi16::<2>(pairs));
+                set(&mut words[2], pairs);
+                set(&mut words[3], _mm512_srli_epi16::<2>(pairs));
+            }
+        }
+        Codes::Bits4 | Codes::Bits8 => {}
+    }
+    words
+}
+
+fn f32_kernel(job: &Job, sums: &mut Sums) {
+    let columns = job.tile.len() / (4 * TILE_ROWS);
+    check_floats(job, columns);
+    // SAFETY: `linear_many` asserted that the machine has the instructions; the lengths were
+    // checked above.
+    unsafe { with_rows!(job.x.rows, plain_f32<>(job, columns, sums)) }
+}
+
+fn f16_kernel(job: &Job, sums: &mut Sums) {
+    let columns = job.tile.len() / (2 * TILE_ROWS);
+    check_floats(job, columns);
+    // SAFETY: as in `f32_kernel`.
+    unsafe { with_rows!(job.x.rows, plain_f16<>(job, columns, sums)) }
+}
+
+fn bf16_kernel(job: &Job, sums: &mut Sums) {
+    let pairs = job.tile.len() / (4 * TILE_ROWS);
+    check_floats(job, 2 * pairs);
+    // SAFETY: as in `f32_kernel`.
+    unsafe { with_rows!(job.x.rows, plain_bf16<>(job, pairs, sums)) }
+}
+
+/// bf16 weights and bf16 activations, where the machine multiplies them.
+pub fn bf16_pairs_kernel(job: &Job, sums: &mut Sums) {
+    let pairs = job.tile.len() / (4 * TILE_ROWS);
+    assert_eq!(job.x.pairs.len(), pairs * job.x.rows, "activations and tile differ in k");
+    // SAFETY: as in `f32_kernel`; this kernel is chosen for `Isa::Avx512Bf16` alone.
+    unsafe { with_rows!(job.x.rows, bf16_pairs<>(job, pairs, sums)) }
+}
+
+fn check_floats(job: &Job, columns: usize) {
+    assert!(job.x.floats.len() >= columns * job.x.rows, "activations and tile differ in k");
+}
+
+/// # Safety
+/// AVX-512F; `job` has `columns` columns of f32 weights and the activations of R rows for them.
+#[target_feature(enable = "avx512f")]
+unsafe fn plain_f32<const R: usize>(job: &Job, columns: usize, sums: &mut Sums) {
+    let (w, x) = (job.tile.as_ptr().cast::<f32>(), job.x.floats.as_ptr());
+    let mut acc = [_mm512_setzero_ps(); R];
+    for k in 0..columns {
+        // SAFETY: k is below `columns`, for which the caller vouches.
+        unsafe { multiply(&mut acc, _mm512_loadu_ps(w.add(k * TILE_ROWS)), x.add(k * R)) }
+    }
+    store(&acc, sums);
+}
+
+/// # Safety
+/// AVX-512F; `job` has `columns` columns of f16 weights and the activations of R rows for them.
+#[target_feature(enable = "avx512f")]
+unsafe fn plain_f16<const R: usize>(job: &Job, columns: usize, sums: &mut Sums) {
+    let (w, x) = (job.tile.as_ptr(), job.x.floats.as_ptr());
+    let mut acc = [_mm512_setzero_ps(); R];
+    for k in 0..columns {
+        // SAFETY: k is below `columns`, for which the caller vouches.
+        unsafe { multiply(&mut acc, f16_lanes(w.add(k * 2 * TILE_ROWS)), x.add(k * R)) }
+    }
+    store(&acc, sums);
+}
+
+/// # Safety
+/// AVX-512F; `job` has `pairs` pairs of columns of bf16 weights and the activations of R rows for
+/// them.
+#[target_feature(enable = "avx512f")]
+unsafe fn plain_bf16<const R: usize>(job: &Job, pairs: usize, sums: &mut Sums) {
+    let (w, x) = (job.tile.as_ptr(), job.x.floats.as_ptr());
+    let mut acc = [_mm512_setzero_ps(); R];
+    for p in 0..pairs {
+        // SAFETY: p is below `pairs`, for which the caller vouches.
+        unsafe {
+            let both = _mm512_loadu_si512(w.add(p * WORD_BYTES).cast());
+            let second = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+            let first = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(both));
+            multiply(&mut acc, first, x.add(2 * p * R));
+            multiply(&mut acc, _mm512_castsi512_ps(second), x.add((2 * p + 1) * R));
+        }
+    }
+    store(&acc, sums);
+}
+
+/// # Safety
+/// AVX-512F and BF16; `job` has `pairs` pairs of columns of bf16 weights and the activations of R
+/// rows for them.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn bf16_pairs<const R: usize>(job: &Job, pairs: usize, sums: &mut Sums) {
+    let (w, x) = (job.tile.as_ptr(), job.x.pairs.as_ptr());
+    let mut acc = [_mm512_setzero_ps(); R];
+    for p in 0..pairs {
+        // SAFETY: p is below `pairs`, for which the caller vouches; the casts only rename 64 bytes.
+        unsafe {
+            let both = _mm512_loadu_si512(w.add(p * WORD_BYTES).cast());
+            let both = std::mem::transmute::<__m512i, __m512bh>(both);
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = _mm512_set1_epi32((*x.add(p * R + r)).cast_signed());
+                let x = std::mem::transmute::<__m512i, __m512bh>(x);
+                *acc = _mm512_dpbf16_ps(*acc, both, x);
+            }
+        }
+    }
+    store(&acc, sums);
+}
+
+/// acc\[r\] += w * x\[r\].
+///
+/// # Safety
+/// AVX-512F; R values can be read from `x`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn multiply<const R: usize>(acc: &mut [__m512; R], w: __m512, x: *const f32) {
+    for (r, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: r is below R.
+        *acc = _mm512_fmadd_ps(w, _mm512_set1_ps(unsafe { *x.add(r) }), *acc);
+    }
+}
+
+/// See `activations::Round`: the same numbers as its plain form.
+pub fn round_block(x: &[f32], values: &mut [i8]) -> (f32, [i32; 2]) {
+    assert!(x.len() == BLOCK_LEN && values.len() == BLOCK_LEN, "a block has {BLOCK_LEN} values");
+    // SAFETY: `linear_many` asserted that the machine has the instructions; the lengths were
+    // checked above.
+    unsafe { round_block_avx512(x.as_ptr(), values.as_mut_ptr()) }
+}
+
+/// # Safety
+/// AVX-512F; 32 numbers behind each pointer.
+#[target_feature(enable = "avx512f")]
+unsafe fn round_block_avx512(x: *const f32, values: *mut i8) -> (f32, [i32; 2]) {
+    // SAFETY: the caller vouches for 32 numbers behind each pointer.
+    let (first, second) = unsafe { (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16))) };
+    let magnitude = |v| _mm512_castps_si512(_mm512_abs_ps(v));
+    let largest = _mm512_max_epu32(magnitude(first), magnitude(second));
+    let largest = f32::from_bits(_mm512_reduce_max_epu32(largest));
+    let Some((scale, inverse)) = scale_and_inverse(largest) else {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_si256(values.cast(), _mm256_setzero_si256()) };
+        return (f32::NAN, [0; 2]);
+    };
+    let inverse = _mm512_set1_ps(inverse);
+    let first = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
+    let second = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));
+    // SAFETY: as above.
+    unsafe {
+        _mm_storeu_si128(values.cast(), _mm512_cvtsepi32_epi8(first));
+        _mm_storeu_si128(values.add(16).cast(), _mm512_cvtsepi32_epi8(second));
+    }
+    (scale, [_mm512_reduce_add_epi32(first), _mm512_reduce_add_epi32(second)])
+}

@@ -1,0 +1,155 @@
+//! How a weight lies in packed tiles: the one description that packing and the kernels of all
+//! instruction sets share.
+//!
+//! A tile is `TILE_ROWS` rows of the weight, for all of k. It is a list of blocks along k, each
+//! `BLOCK_LEN` values of every row:
+//!
+//! ```text
+//! super-block   header (K formats: d and dmin of the 16 rows, f16), then its blocks
+//! block         32 bytes of scales: 16 x f16 d | 16 x u8 scale, 16 x u8 min | 2 x 16 x i8 scale
+//!               codes, see `Codes`
+//! ```
+//!
+//! Codes lie in words of 64 bytes: 4 consecutive k of 16 rows, row-major. That is what one byte dot
+//! product instruction takes beside 4 broadcast activations. Word g holds k = 4g..4g+4.
+
+use crate::DType;
+
+/// Rows of one tile: the f32 lanes of the widest vector.
+pub const TILE_ROWS: usize = 16;
+/// Values along k that share one scale of the activations.
+pub const BLOCK_LEN: usize = 32;
+/// Code words of a block.
+pub const WORDS: usize = 8;
+/// Bytes of a code word.
+pub const WORD_BYTES: usize = 64;
+/// Bytes of scales in front of a block's codes.
+pub const SCALE_BYTES: usize = 32;
+/// Bytes of the low four bits of a block's codes: low nibbles are words 0..4, high nibbles words
+/// 4..8.
+pub const NIBBLE_BYTES: usize = WORDS * WORD_BYTES / 2;
+
+/// The bits of a block's codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codes {
+    /// 256 bytes of nibbles.
+    Bits4,
+    /// Nibbles, then for each word a 64-bit mask of the fifth bits.
+    Bits5,
+    /// Nibbles, then two words of bits 5 and 6: of word 4h + i in bits 2i and 2i + 1 of word h.
+    Bits6,
+    /// Eight words of bytes.
+    Bits8,
+}
+
+/// What turns a sum of code * activation into a sum of weight * activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Correction {
+    /// A weight is d (code - 8).
+    Offset8,
+    /// A weight is d (code - 16).
+    Offset16,
+    /// A weight is d (code - 128).
+    Offset128,
+    /// A weight is d scale (code - 32), with a scale for each half of the block.
+    HalvesOffset32,
+    /// A weight is d scale code - dmin min.
+    Minimum,
+}
+
+impl Correction {
+    pub const COUNT: usize = 5;
+
+    /// Numbers that one row of activations has of this correction for one block.
+    pub const fn len(self) -> usize {
+        match self {
+            Correction::HalvesOffset32 => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// A quantised format when packed.
+#[derive(Debug, Clone, Copy)]
+pub struct Format {
+    pub codes: Codes,
+    pub correction: Correction,
+    /// Blocks that share a header.
+    pub blocks: usize,
+    pub header_bytes: usize,
+}
+
+impl Format {
+    pub const fn block_bytes(&self) -> usize {
+        SCALE_BYTES
+            + match self.codes {
+                Codes::Bits4 => NIBBLE_BYTES,
+                Codes::Bits5 => NIBBLE_BYTES + WORD_BYTES,
+                Codes::Bits6 => NIBBLE_BYTES + 2 * WORD_BYTES,
+                Codes::Bits8 => WORDS * WORD_BYTES,
+            }
+    }
+
+    /// Bytes of a header and its blocks.
+    pub const fn super_block_bytes(&self) -> usize {
+        self.header_bytes + self.blocks * self.block_bytes()
+    }
+}
+
+/// A quantised format as a type, so that each gets its own straight-line kernel.
+pub trait Quantised {
+    const FORMAT: Format;
+}
+
+macro_rules! formats {
+    ($($name:ident, $codes:ident, $correction:ident, $blocks:expr, $header_bytes:expr;)*) => {
+        $(
+            pub struct $name;
+            impl Quantised for $name {
+                const FORMAT: Format = Format {
+                    codes: Codes::$codes,
+                    correction: Correction::$correction,
+                    blocks: $blocks,
+                    header_bytes: $header_bytes,
+                };
+            }
+        )*
+    };
+}
+
+formats! {
+    Q4_0, Bits4, Offset8, 1, 0;
+    Q5_0, Bits5, Offset16, 1, 0;
+    Q8_0, Bits8, Offset128, 1, 0;
+    Q4K, Bits4, Minimum, 8, 64;
+    Q5K, Bits5, Minimum, 8, 64;
+    Q6K, Bits6, HalvesOffset32, 8, 32;
+}
+
+/// The packed form of `dtype`; none for plain numbers.
+pub const fn format_of(dtype: DType) -> Option<Format> {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => None,
+        DType::Q4_0 => Some(Q4_0::FORMAT),
+        DType::Q5_0 => Some(Q5_0::FORMAT),
+        DType::Q8_0 => Some(Q8_0::FORMAT),
+        DType::Q4K => Some(Q4K::FORMAT),
+        DType::Q5K => Some(Q5K::FORMAT),
+        DType::Q6K => Some(Q6K::FORMAT),
+    }
+}
+
+/// Bytes of one tile. Plain numbers lie as [k, 16]; bf16 as [k / 2, 16, 2], with a zero after an
+/// odd end.
+pub fn tile_bytes(dtype: DType, in_features: usize) -> Option<usize> {
+    match dtype {
+        DType::F32 => in_features.checked_mul(4 * TILE_ROWS),
+        DType::F16 => in_features.checked_mul(2 * TILE_ROWS),
+        DType::BF16 => in_features.div_ceil(2).checked_mul(4 * TILE_ROWS),
+        _ => {
+            let format = format_of(dtype)?;
+            let super_blocks = in_features / (BLOCK_LEN * format.blocks);
+            super_blocks.checked_mul(format.super_block_bytes())
+        }
+    }
+}

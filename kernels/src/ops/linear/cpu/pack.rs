@@ -1,0 +1,198 @@
+//! Checkpoint bytes -> packed tiles.
+
+use super::format::{
+    BLOCK_LEN, Codes, Format, NIBBLE_BYTES, SCALE_BYTES, TILE_ROWS, WORD_BYTES, WORDS, format_of,
+    tile_bytes,
+};
+use crate::device::memory::{AlignedVec, SharedMut};
+use crate::device::thread_pool::ThreadPool;
+use crate::ops::dequantize::reference::k_scale_min;
+use crate::{DType, KernelError};
+
+/// A weight as tiles of 16 rows, see `format`. Rows past the last are zero.
+#[derive(Debug)]
+pub struct Packed {
+    bytes: AlignedVec<u8>,
+    tile_bytes: usize,
+}
+
+impl Packed {
+    /// Repacks row-major `bytes` on the threads of `pool`.
+    ///
+    /// Errors: `OutOfMemory`.
+    pub fn new(
+        pool: &ThreadPool,
+        dtype: DType,
+        out_features: usize,
+        in_features: usize,
+        bytes: &[u8],
+    ) -> Result<Packed, KernelError> {
+        let num_tiles = out_features.div_ceil(TILE_ROWS);
+        let tile_bytes = tile_bytes(dtype, in_features).unwrap_or(usize::MAX);
+        let packed_bytes = tile_bytes.saturating_mul(num_tiles);
+        let no_memory = KernelError::OutOfMemory { what: "packed weight", bytes: packed_bytes };
+        let mut packed = AlignedVec::try_zeroed(packed_bytes).ok_or(no_memory)?;
+        let row_bytes = bytes.len() / out_features;
+        let tiles = SharedMut::new(&mut packed[..]);
+        pool.run_ranges(num_tiles, 1, &|range| {
+            for tile in range {
+                let source = &bytes[tile * TILE_ROWS * row_bytes..];
+                let rows: Vec<&[u8]> = source.chunks_exact(row_bytes).take(TILE_ROWS).collect();
+                // SAFETY: each tile is in one range alone, and `packed` outlives the region.
+                let tile = unsafe { tiles.slice(tile * tile_bytes, tile_bytes) };
+                pack_tile(dtype, &rows, tile);
+            }
+        });
+        Ok(Packed { bytes: packed, tile_bytes })
+    }
+
+    pub fn tile_bytes(&self) -> usize {
+        self.tile_bytes
+    }
+
+    pub fn num_tiles(&self) -> usize {
+        self.bytes.len() / self.tile_bytes
+    }
+
+    pub fn tile(&self, i: usize) -> &[u8] {
+        &self.bytes[i * self.tile_bytes..(i + 1) * self.tile_bytes]
+    }
+}
+
+/// Packs up to 16 rows of the checkpoint into `tile`, which is zero.
+fn pack_tile(dtype: DType, rows: &[&[u8]], tile: &mut [u8]) {
+    match (format_of(dtype), dtype) {
+        (Some(format), _) => pack_quantised(dtype, &format, rows, tile),
+        (None, DType::F32) => interleave::<4>(rows, tile),
+        // A word holds two k of each row.
+        (None, DType::BF16) => interleave_words(rows, tile),
+        (None, _) => interleave::<2>(rows, tile),
+    }
+}
+
+/// [rows, k] -> [k, 16] for values of N bytes.
+fn interleave<const N: usize>(rows: &[&[u8]], tile: &mut [u8]) {
+    for (i, row) in rows.iter().enumerate() {
+        for (value, column) in row.chunks_exact(N).zip(tile.chunks_exact_mut(N * TILE_ROWS)) {
+            column[i * N..(i + 1) * N].copy_from_slice(value);
+        }
+    }
+}
+
+/// [rows, k] -> [k / 2, 16, 2] for values of two bytes; the last pair may be a half.
+fn interleave_words(rows: &[&[u8]], tile: &mut [u8]) {
+    for (i, row) in rows.iter().enumerate() {
+        for (pair, column) in row.chunks(4).zip(tile.chunks_exact_mut(4 * TILE_ROWS)) {
+            column[i * 4..i * 4 + pair.len()].copy_from_slice(pair);
+        }
+    }
+}
+
+fn pack_quantised(dtype: DType, format: &Format, rows: &[&[u8]], tile: &mut [u8]) {
+    let source_bytes = dtype.block_bytes();
+    for (s, packed) in tile.chunks_exact_mut(format.super_block_bytes()).enumerate() {
+        let (header, blocks) = packed.split_at_mut(format.header_bytes);
+        for (row, bytes) in rows.iter().enumerate() {
+            let source = &bytes[s * source_bytes..(s + 1) * source_bytes];
+            pack_header(dtype, source, header, row);
+            for (b, block) in blocks.chunks_exact_mut(format.block_bytes()).enumerate() {
+                let (scales, codes) = block.split_at_mut(SCALE_BYTES);
+                pack_scales(dtype, source, b, scales, row);
+                pack_codes(format.codes, &read_codes(dtype, source, b), codes, row);
+            }
+        }
+    }
+}
+
+fn pack_header(dtype: DType, source: &[u8], header: &mut [u8], row: usize) {
+    match dtype {
+        DType::Q4K | DType::Q5K => {
+            header[2 * row..][..2].copy_from_slice(&source[..2]);
+            header[32 + 2 * row..][..2].copy_from_slice(&source[2..4]);
+        }
+        DType::Q6K => header[2 * row..][..2].copy_from_slice(&source[208..210]),
+        _ => {}
+    }
+}
+
+fn pack_scales(dtype: DType, source: &[u8], b: usize, scales: &mut [u8], row: usize) {
+    match dtype {
+        DType::Q4K | DType::Q5K => {
+            (scales[row], scales[TILE_ROWS + row]) = k_scale_min(&source[4..16], b);
+        }
+        DType::Q6K => {
+            (scales[row], scales[TILE_ROWS + row]) = (source[192 + 2 * b], source[193 + 2 * b]);
+        }
+        _ => scales[2 * row..][..2].copy_from_slice(&source[..2]),
+    }
+}
+
+/// Writes the codes of one row (4 in each word, k ascending) into the block that 16 rows share.
+fn pack_codes(codes: Codes, words: &[u32; WORDS], packed: &mut [u8], row: usize) {
+    if codes == Codes::Bits8 {
+        for (word, packed) in words.iter().zip(packed.chunks_exact_mut(WORD_BYTES)) {
+            packed[4 * row..][..4].copy_from_slice(&word.to_le_bytes());
+        }
+        return;
+    }
+    let (nibbles, high) = packed.split_at_mut(NIBBLE_BYTES);
+    for (i, nibbles) in nibbles.chunks_exact_mut(WORD_BYTES).enumerate() {
+        let low_high = (words[i] & 0x0f0f_0f0f) | ((words[i + 4] & 0x0f0f_0f0f) << 4);
+        nibbles[4 * row..][..4].copy_from_slice(&low_high.to_le_bytes());
+    }
+    match codes {
+        Codes::Bits5 => {
+            for (word, mask) in words.iter().zip(high.chunks_exact_mut(8)) {
+                mask[row / 2] |= gather_bits(word >> 4) << (4 * (row % 2));
+            }
+        }
+        Codes::Bits6 => {
+            for (words, high) in words.chunks_exact(4).zip(high.chunks_exact_mut(WORD_BYTES)) {
+                let pairs = (0..4).map(|i| ((words[i] >> 4) & 0x0303_0303) << (2 * i));
+                let pairs = pairs.fold(0, |all, pair| all | pair);
+                high[4 * row..][..4].copy_from_slice(&pairs.to_le_bytes());
+            }
+        }
+        Codes::Bits4 | Codes::Bits8 => {}
+    }
+}
+
+/// Bit 0 of each byte of `word`, as four neighbouring bits.
+fn gather_bits(word: u32) -> u8 {
+    // The product adds bit 0 to bit 24, 8 to 25, 16 to 26 and 24 to 27; no two other bits meet, so
+    // nothing carries there.
+    ((word & 0x0101_0101).wrapping_mul(0x0102_0408) >> 24) as u8 & 15
+}
+
+/// The four low bits of `bits` as bit 0 of four bytes.
+fn spread_bits(bits: u32) -> u32 {
+    (bits & 15).wrapping_mul(0x0020_4081) & 0x0101_0101
+}
+
+/// The unsigned codes of block `b` of a checkpoint block: four in each word, k ascending.
+fn read_codes(dtype: DType, source: &[u8], b: usize) -> [u32; WORDS] {
+    let word = |at: usize| {
+        u32::from_le_bytes([source[at], source[at + 1], source[at + 2], source[at + 3]])
+    };
+    std::array::from_fn(|g| match dtype {
+        // Two's complement with the top bit flipped is the value plus 128.
+        DType::Q8_0 => word(2 + 4 * g) ^ 0x8080_8080,
+        DType::Q4_0 => (word(2 + 4 * (g % 4)) >> (4 * (g / 4))) & 0x0f0f_0f0f,
+        DType::Q5_0 => {
+            let low = (word(6 + 4 * (g % 4)) >> (4 * (g / 4))) & 0x0f0f_0f0f;
+            low | (spread_bits(word(2) >> (4 * g)) << 4)
+        }
+        DType::Q4K => (word(16 + b / 2 * BLOCK_LEN + 4 * g) >> (4 * (b % 2))) & 0x0f0f_0f0f,
+        DType::Q5K => {
+            let low = (word(48 + b / 2 * BLOCK_LEN + 4 * g) >> (4 * (b % 2))) & 0x0f0f_0f0f;
+            low | (((word(16 + 4 * g) >> b) & 0x0101_0101) << 4)
+        }
+        DType::Q6K => {
+            let (half, quarter) = (b / 4, b % 4);
+            let low = word(half * 64 + quarter % 2 * 32 + 4 * g) >> (4 * (quarter / 2));
+            let high = word(128 + half * 32 + 4 * g) >> (2 * quarter);
+            (low & 0x0f0f_0f0f) | ((high & 0x0303_0303) << 4)
+        }
+        DType::F32 | DType::F16 | DType::BF16 => unreachable!("{dtype} has no codes"),
+    })
+}
