@@ -2,7 +2,8 @@
 
 use kernels::ops::AttentionBatch;
 
-/// Tokens of several sequences, one after the other; `AttentionBatch` says how the starts are to be read.
+/// Tokens of several sequences, one after the other; `AttentionBatch` says how the starts are to be
+/// read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ForwardBatch {
     /// [num_tokens]
@@ -38,7 +39,8 @@ impl ForwardBatch {
         }
     }
 
-    /// Adds one sequence's chunk: `token_ids` at positions start, start + 1, ..., whose blocks are `block_table`.
+    /// Adds one sequence's chunk: `token_ids` at positions start, start + 1, ..., whose blocks are
+    /// `block_table`.
     pub fn push_sequence(
         &mut self,
         token_ids: impl IntoIterator<Item = u32>,

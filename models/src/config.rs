@@ -1,6 +1,21 @@
 //! config.json or GGUF metadata -> `ModelConfig`, checked.
 
-use crate::TokenId;
+pub mod huggingface;
+pub mod gguf;
+
+use crate::{LoadError, TokenId};
+use std::path::Path;
+
+// Far beyond any published model, and small enough that no product of two of them overflows.
+const HIDDEN_SIZE_MAX: usize = 1 << 16;
+const INTERMEDIATE_SIZE_MAX: usize = 1 << 20;
+const LAYERS_MAX: usize = 1 << 10;
+const HEADS_MAX: usize = 1 << 10;
+const HEAD_DIM_MAX: usize = 1 << 10;
+const VOCAB_SIZE_MAX: usize = 1 << 22;
+const POSITIONS_MAX: usize = 1 << 24;
+/// YaRN stretches by small factors: 4 in the published configs.
+const YARN_FACTOR_MAX: f64 = 1024.0;
 
 /// Network families that can be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +64,90 @@ pub struct YarnConfig {
     pub beta_slow: f64,
     pub attention_factor: f64,
     pub truncate: bool,
+}
+
+impl ModelConfig {
+    /// The checks that both sources of a config share. Errors: `Invalid`.
+    fn check(&self, path: &Path) -> Result<(), LoadError> {
+        let limits = [
+            ("hidden_size", self.hidden_size, HIDDEN_SIZE_MAX),
+            ("intermediate_size", self.intermediate_size, INTERMEDIATE_SIZE_MAX),
+            ("num_hidden_layers", self.num_layers, LAYERS_MAX),
+            ("num_attention_heads", self.num_heads, HEADS_MAX),
+            ("num_key_value_heads", self.num_kv_heads, HEADS_MAX),
+            ("head_dim", self.head_dim, HEAD_DIM_MAX),
+            ("vocab_size", self.vocab_size, VOCAB_SIZE_MAX),
+            ("max_position_embeddings", self.max_position_embeddings, POSITIONS_MAX),
+        ];
+        for (key, value, max) in limits {
+            if !(1..=max).contains(&value) {
+                let reason = format!("{key} is {value}, outside 1..={max}");
+                return Err(LoadError::invalid(path, reason));
+            }
+        }
+        let (heads, kv_heads) = (self.num_heads, self.num_kv_heads);
+        if !heads.is_multiple_of(kv_heads) {
+            let reason = format!("{heads} heads cannot share {kv_heads} kv heads evenly");
+            return Err(LoadError::invalid(path, reason));
+        }
+        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
+            let reason = format!("rms_norm_eps is {}, outside 0..1", self.rms_norm_eps);
+            return Err(LoadError::invalid(path, reason));
+        }
+        if let Some(id) = self.eos_token_ids.iter().find(|id| id.0 as usize >= self.vocab_size) {
+            let reason = format!("eos token id {id} is outside 0..{}", self.vocab_size);
+            return Err(LoadError::invalid(path, reason));
+        }
+        self.rope.check(path, self.head_dim)
+    }
+}
+
+impl RopeConfig {
+    fn check(&self, path: &Path, head_dim: usize) -> Result<(), LoadError> {
+        let RopeConfig { theta, rotary_dim, yarn } = self;
+        if !(*theta > 1.0 && theta.is_finite()) {
+            return Err(LoadError::invalid(path, format!("rope_theta is {theta}, not above 1")));
+        }
+        if *rotary_dim == 0 || *rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
+            let reason = format!("{rotary_dim} of {head_dim} head values cannot be rotated");
+            return Err(LoadError::invalid(path, reason));
+        }
+        let Some(yarn) = yarn else { return Ok(()) };
+        let wrong = |key: &str, value: f64| {
+            Err(LoadError::invalid(path, format!("rope scaling has a {key} of {value}")))
+        };
+        let YarnConfig { factor, beta_fast, beta_slow, attention_factor, .. } = *yarn;
+        if !(1.0..=YARN_FACTOR_MAX).contains(&factor) {
+            return wrong("factor", factor);
+        }
+        if !(beta_fast > 0.0 && beta_fast.is_finite()) {
+            return wrong("beta_fast", beta_fast);
+        }
+        if !(beta_slow > 0.0 && beta_slow <= beta_fast) {
+            return wrong("beta_slow", beta_slow);
+        }
+        if !(attention_factor > 0.0 && attention_factor.is_finite()) {
+            return wrong("attention_factor", attention_factor);
+        }
+        let original = yarn.original_max_position_embeddings;
+        if !(1..=POSITIONS_MAX).contains(&original) {
+            return wrong("original_max_position_embeddings", original as f64);
+        }
+        Ok(())
+    }
+}
+
+impl YarnConfig {
+    /// How far the stretched positions reach.
+    fn max_positions(&self) -> usize {
+        // Checked later against POSITIONS_MAX; a float cast saturates, so nothing wraps before.
+        (self.original_max_position_embeddings as f64 * self.factor) as usize
+    }
+}
+
+/// The factor on cosine and sine that YaRN recommends for a stretch.
+fn yarn_magnitude(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
 /// Sampling values that generation_config.json sets; a request may override each.

@@ -1,6 +1,6 @@
 //! Why a checkpoint cannot be served: always the operator's to mend.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -18,4 +18,26 @@ pub enum LoadError {
     TensorShape { name: String, got: Vec<usize>, expected: Vec<usize> },
     #[error(transparent)]
     Kernel(#[from] kernels::KernelError),
+}
+
+impl LoadError {
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> LoadError {
+        LoadError::Io { path: path.to_path_buf(), source }
+    }
+
+    pub(crate) fn invalid(path: &Path, reason: impl Into<String>) -> LoadError {
+        LoadError::Invalid { path: path.to_path_buf(), reason: reason.into() }
+    }
+
+    pub(crate) fn unsupported(
+        key: impl Into<String>,
+        value: impl ToString,
+        supported: impl Into<String>,
+    ) -> LoadError {
+        LoadError::Unsupported {
+            key: key.into(),
+            value: value.to_string(),
+            supported: supported.into(),
+        }
+    }
 }

@@ -6,6 +6,7 @@ pub mod token;
 pub mod tokenizer_source;
 pub mod batch;
 pub mod kv_cache;
+pub mod weights;
 pub mod error;
 
 pub use batch::ForwardBatch;
@@ -14,6 +15,8 @@ pub use error::LoadError;
 pub use kv_cache::KvCache;
 pub use token::TokenId;
 pub use tokenizer_source::{ChatTemplateSource, GgufTokenizer, TokenizerSource};
+pub use weights::Checkpoint;
+pub use weights::shard::ShardSpec;
 
 use kernels::comm::Communicator;
 use kernels::{Backend, KernelError, Tensor};
@@ -22,10 +25,11 @@ use kernels::{Backend, KernelError, Tensor};
 pub trait Model: Send {
     fn config(&self) -> &ModelConfig;
 
-    /// Runs every token of `batch` through all layers, writes its keys and values into the cache, and leaves its last hidden
-    /// state, before the final norm, in `hidden`.
+    /// Runs every token of `batch` through all layers, writes its keys and values into the cache,
+    /// and leaves its last hidden state, before the final norm, in `hidden`.
     ///
-    /// Shapes: `hidden` [batch.num_tokens(), hidden_size] F32. Errors: a batch that does not fit cache or vocabulary.
+    /// Shapes: `hidden` [batch.num_tokens(), hidden_size] F32. Errors: a batch that does not fit
+    /// cache or vocabulary.
     fn forward(
         &self,
         ctx: &mut ForwardContext,
@@ -35,7 +39,8 @@ pub trait Model: Send {
 
     /// Final norm and output head for some rows of `hidden`.
     ///
-    /// Shapes: `logits` [rows.len(), vocab_size] F32, padding rows of the vocabulary included (the sampler masks them).
+    /// Shapes: `logits` [rows.len(), vocab_size] F32, padding rows of the vocabulary included (the
+    /// sampler masks them).
     fn logits(
         &self,
         ctx: &mut ForwardContext,

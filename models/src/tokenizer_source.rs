@@ -1,4 +1,5 @@
-//! What a checkpoint says about its text: where the vocabulary comes from and how a chat is written.
+//! What a checkpoint says about its text: where the vocabulary comes from and how a chat is
+//! written.
 
 use std::path::PathBuf;
 
