@@ -1,3 +1,4 @@
 //! Monsoon's server: HTTP in, tokens out. The binary is `main.rs`; this library holds its rooms so that tests can enter them.
 
 pub mod engine;
+pub mod ranks;

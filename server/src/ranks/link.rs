@@ -1,0 +1,39 @@
+//! The link to a rank: today a channel to its thread in this process.
+
+use crate::engine::{Plan, RunnerError, StepOutput};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::thread::JoinHandle;
+
+/// Plans that wait in a link; the engine has at most one under way.
+pub(super) const PLANS_WAITING_MAX: usize = 1;
+
+/// What a rank says after each plan; an error is its last word.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub rank: usize,
+    pub result: Result<StepOutput, RunnerError>,
+}
+
+pub(super) struct RankLink {
+    plans: SyncSender<Arc<Plan>>,
+    thread: JoinHandle<()>,
+}
+
+impl RankLink {
+    pub fn new(plans: SyncSender<Arc<Plan>>, thread: JoinHandle<()>) -> Self {
+        Self { plans, thread }
+    }
+
+    /// Whether the plan is on its way; not so when the rank has ended.
+    pub fn send(&self, plan: Arc<Plan>) -> bool {
+        self.plans.send(plan).is_ok()
+    }
+
+    /// Closes the link and waits until the rank has finished its step and ended.
+    pub fn join(self) {
+        drop(self.plans);
+        // A panic of the rank was already reported as its reply.
+        let _ = self.thread.join();
+    }
+}

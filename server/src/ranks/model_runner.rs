@@ -1,0 +1,154 @@
+//! Plan -> `ForwardBatch` -> hidden states -> logits -> sampler -> `StepOutput`, on buffers made once.
+
+use super::group::RankConfig;
+use super::sampler::{RowOutput, RowTask, SampleError, Sampler};
+use crate::engine::{ChunkOutput, Plan, StepOutput};
+use kernels::comm::Communicator;
+use kernels::{DType, KernelError, Tensor};
+use models::{ForwardBatch, ForwardContext, KvCache, Model};
+
+/// Rows whose logits are in memory at a time: with a vocabulary of 152,000 a group takes 39 MB, whatever the plan asks for.
+const LOGIT_ROWS_MAX: usize = 64;
+
+/// Why a step could not be computed. The rank is lost: all of these are broken devices, weights or plans.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub(super) enum StepError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("sequence {sequence}: {source}")]
+    Sample { sequence: u64, source: SampleError },
+}
+
+pub(super) struct ModelRunner {
+    model: Box<dyn Model>,
+    ctx: ForwardContext,
+    sampler: Sampler,
+    batch: ForwardBatch,
+    block_table: Vec<u32>,
+    max_num_seqs: usize,
+    max_num_batched_tokens: usize,
+    /// [max_num_batched_tokens, hidden_size]
+    hidden: Tensor,
+    /// [LOGIT_ROWS_MAX or fewer, vocab_size]
+    logits: Tensor,
+    logit_rows_max: usize,
+}
+
+/// One row of logits to compute, and whose it is.
+struct RowRef<'a> {
+    /// In `hidden`.
+    row: u32,
+    chunk: usize,
+    task: RowTask<'a>,
+}
+
+impl ModelRunner {
+    /// Errors: `OutOfMemory` for cache or buffers.
+    pub fn new(
+        config: &RankConfig,
+        model: Box<dyn Model>,
+        communicator: Box<dyn Communicator>,
+    ) -> Result<ModelRunner, KernelError> {
+        let network = model.config();
+        // With more ranks than heads, ranks share a head, each with a copy of it.
+        let num_kv_heads = (network.num_kv_heads / communicator.world_size()).max(1);
+        let (num_blocks, block_size) = (config.num_blocks, config.block_size);
+        let kv_cache =
+            KvCache::new(network, num_kv_heads, num_blocks, block_size, config.kv_dtype)?;
+        let logit_rows_max = config.max_num_batched_tokens.clamp(1, LOGIT_ROWS_MAX);
+        let hidden_shape = [config.max_num_batched_tokens, network.hidden_size];
+        let sampleable_vocab = config.sampleable_vocab.min(network.vocab_size);
+        Ok(ModelRunner {
+            sampler: Sampler::new(&config.backend, sampleable_vocab),
+            batch: ForwardBatch::default(),
+            block_table: Vec::new(),
+            max_num_seqs: config.max_num_seqs,
+            max_num_batched_tokens: config.max_num_batched_tokens,
+            hidden: Tensor::zeros(DType::F32, &hidden_shape)?,
+            logits: Tensor::zeros(DType::F32, &[logit_rows_max, network.vocab_size])?,
+            logit_rows_max,
+            ctx: ForwardContext { backend: config.backend.clone(), communicator, kv_cache },
+            model,
+        })
+    }
+
+    /// Computes one plan. Panics on a plan beyond the configured limits.
+    pub fn run(&mut self, plan: &Plan) -> Result<StepOutput, StepError> {
+        let mut chunks = vec![ChunkOutput::default(); plan.chunks.len()];
+        if plan.chunks.is_empty() {
+            return Ok(StepOutput { chunks });
+        }
+        self.fill_batch(plan);
+        self.hidden.set_rows(self.batch.num_tokens());
+        self.model.forward(&mut self.ctx, &self.batch, &mut self.hidden)?;
+        let rows = rows_of(plan);
+        for group in rows.chunks(self.logit_rows_max) {
+            self.run_rows(plan, group, &mut chunks)?;
+        }
+        Ok(StepOutput { chunks })
+    }
+
+    fn fill_batch(&mut self, plan: &Plan) {
+        let (seqs, seqs_max) = (plan.chunks.len(), self.max_num_seqs);
+        assert!(seqs <= seqs_max, "the plan has {seqs} chunks, the limit is {seqs_max}");
+        let (tokens, tokens_max) = (plan.num_tokens(), self.max_num_batched_tokens);
+        assert!(tokens <= tokens_max, "the plan has {tokens} tokens, the limit is {tokens_max}");
+        self.batch.clear();
+        for chunk in &plan.chunks {
+            assert!(!chunk.token_ids.is_empty(), "a chunk has at least one token");
+            self.block_table.clear();
+            self.block_table.extend(chunk.block_table.iter().map(|block| block.0));
+            let token_ids = chunk.token_ids.iter().map(|token| token.0);
+            let block_size = self.ctx.kv_cache.block_size;
+            self.batch.push_sequence(token_ids, chunk.start, &self.block_table, block_size);
+        }
+    }
+
+    fn run_rows(
+        &mut self,
+        plan: &Plan,
+        group: &[RowRef],
+        chunks: &mut [ChunkOutput],
+    ) -> Result<(), StepError> {
+        let rows: Vec<u32> = group.iter().map(|r| r.row).collect();
+        self.logits.set_rows(rows.len());
+        self.model.logits(&mut self.ctx, &self.hidden, &rows, &mut self.logits)?;
+        if self.ctx.communicator.rank() != 0 {
+            // Only rank 0's answer is used; the others learn the tokens from the next plan.
+            return Ok(());
+        }
+        let tasks: Vec<RowTask> = group.iter().map(|r| r.task).collect();
+        let results = self.sampler.run(&mut self.logits, &tasks);
+        for (row, result) in group.iter().zip(results) {
+            let sequence = plan.chunks[row.chunk].sequence.0;
+            let chunk = &mut chunks[row.chunk];
+            match result.map_err(|source| StepError::Sample { sequence, source })? {
+                RowOutput::Sampled(token) => chunk.sampled = Some(token),
+                RowOutput::Scored(logprobs) => chunk.prompt_logprobs.push(logprobs),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The rows whose logits are asked for, chunk by chunk and in order of position.
+fn rows_of(plan: &Plan) -> Vec<RowRef<'_>> {
+    let mut rows = Vec::new();
+    let mut first = 0;
+    for (index, chunk) in plan.chunks.iter().enumerate() {
+        let mut push = |place: usize, task| {
+            rows.push(RowRef { row: (first + place) as u32, chunk: index, task });
+        };
+        if let Some(score) = &chunk.prompt_logprobs {
+            assert!(score.targets.len() <= chunk.token_ids.len(), "more targets than tokens");
+            for (place, &target) in score.targets.iter().enumerate() {
+                push(place, RowTask::Score { target, top: score.top });
+            }
+        }
+        if let Some(step) = &chunk.sample {
+            push(chunk.token_ids.len() - 1, RowTask::Sample(step));
+        }
+        first += chunk.token_ids.len();
+    }
+    rows
+}
