@@ -42,7 +42,8 @@ pub enum RankStartError {
 /// All ranks of one model. Every rank gets every plan; rank 0's answer is the step's output.
 pub struct RankGroup {
     links: Vec<RankLink>,
-    /// Shared by all ranks, so that the first failure is seen even while others wait for the failed one.
+    /// Shared by all ranks, so that the first failure is seen even while others wait for the failed
+    /// one.
     replies: Receiver<Reply>,
     in_flight: Option<u64>,
     /// Set once, when a rank is lost; every later call answers the same.
@@ -50,8 +51,8 @@ pub struct RankGroup {
 }
 
 impl RankGroup {
-    /// Starts a group of one. The model is loaded on the rank's own thread, which touches its memory first; returns when
-    /// it is loaded and the cache is allocated.
+    /// Starts a group of one. The model is loaded on the rank's own thread, which touches its
+    /// memory first; returns when it is loaded and the cache is allocated.
     ///
     /// Errors: whatever `model` returns, memory for cache or buffers, the thread itself.
     pub fn start(
@@ -145,7 +146,8 @@ impl Runner for RankGroup {
 
 impl Drop for RankGroup {
     fn drop(&mut self) {
-        // When one rank is lost, another may wait for it for ever; then the threads are left to the end of the process.
+        // When one rank is lost, another may wait for it for ever; then the threads are left to the
+        // end of the process.
         let healthy = self.lost.is_none();
         self.links.drain(..).for_each(|link| {
             if healthy {

@@ -1,4 +1,5 @@
-//! Plan -> `ForwardBatch` -> hidden states -> logits -> sampler -> `StepOutput`, on buffers made once.
+//! Plan -> `ForwardBatch` -> hidden states -> logits -> sampler -> `StepOutput`, on buffers made
+//! once.
 
 use super::group::RankConfig;
 use super::sampler::{RowOutput, RowTask, SampleError, Sampler};
@@ -7,10 +8,12 @@ use kernels::comm::Communicator;
 use kernels::{DType, KernelError, Tensor};
 use models::{ForwardBatch, ForwardContext, KvCache, Model};
 
-/// Rows whose logits are in memory at a time: with a vocabulary of 152,000 a group takes 39 MB, whatever the plan asks for.
+/// Rows whose logits are in memory at a time: with a vocabulary of 152,000 a group takes 39 MB,
+/// whatever the plan asks for.
 const LOGIT_ROWS_MAX: usize = 64;
 
-/// Why a step could not be computed. The rank is lost: all of these are broken devices, weights or plans.
+/// Why a step could not be computed. The rank is lost: all of these are broken devices, weights or
+/// plans.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub(super) enum StepError {
     #[error(transparent)]

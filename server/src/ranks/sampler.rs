@@ -1,17 +1,21 @@
 //! Logits -> token ids.
 //!
-//! The order, per row: log-probabilities of the raw logits (if asked for); logit_bias; repetition, then frequency and presence
-//! penalties; bans (a bias of -100, and end and stop tokens while min_tokens is not reached); greedy, or temperature, min_p,
-//! top_k, top_p, draw. This is the order of vLLM 0.11's V1 sampler (bias before penalties, min_p before top_k before top_p) and of
+//! The order, per row: log-probabilities of the raw logits (if asked for); logit_bias; repetition,
+//! then frequency and presence penalties; bans (a bias of -100, and end and stop tokens while
+//! min_tokens is not reached); greedy, or temperature, min_p, top_k, top_p, draw. This is the order
+//! of vLLM 0.11's V1 sampler (bias before penalties, min_p before top_k before top_p) and of
 //! Hugging Face's processors; a ban is -inf, so that its place does not matter.
 //!
-//! Where the references leave ties open (equal logits at the edge of top_k or top_p, or at the top), the lowest id goes first, so that
-//! top_k = 1, min_p = 1 and a tiny top_p are greedy decoding at any temperature.
+//! Where the references leave ties open (equal logits at the edge of top_k or top_p, or at the
+//! top), the lowest id goes first, so that top_k = 1, min_p = 1 and a tiny top_p are greedy
+//! decoding at any temperature.
 //!
-//! Logits that are not finite can only come from a broken model or an overflow in it. They count as -inf: one bad value must not
-//! take the server down. A row without any finite logit ends the rank, for nothing that could be answered would be right.
+//! Logits that are not finite can only come from a broken model or an overflow in it. They count as
+//! -inf: one bad value must not take the server down. A row without any finite logit ends the rank,
+//! for nothing that could be answered would be right.
 //!
-//! A row is treated alone and in a fixed order of additions, so its result depends neither on the batch nor on the threads.
+//! A row is treated alone and in a fixed order of additions, so its result depends neither on the
+//! batch nor on the threads.
 
 mod draw;
 mod edits;
@@ -68,7 +72,8 @@ impl Sampler {
 
     /// Carries out `tasks[i]` on row i, rows in parallel on the threads of a CPU device.
     ///
-    /// Shapes: `logits` [tasks.len(), at least sampleable_vocab] F32; its values are spent. One result per task.
+    /// Shapes: `logits` [tasks.len(), at least sampleable_vocab] F32; its values are spent. One
+    /// result per task.
     /// Errors: `NoFiniteLogit` for a row without a finite logit.
     pub fn run(
         &self,
@@ -103,7 +108,8 @@ impl Sampler {
     }
 }
 
-/// Memory that a row needs for a while; reused so that a step allocates nothing of the vocabulary's size.
+/// Memory that a row needs for a while; reused so that a step allocates nothing of the vocabulary's
+/// size.
 #[derive(Debug, Default)]
 struct Scratch {
     edits: Edits,
@@ -138,7 +144,8 @@ impl Scratch {
     fn choose(&mut self, row: &mut [f32], step: &SampleStep) -> Result<TokenId, SampleError> {
         let mut best = softmax::argmax(row);
         if best.logit == f32::NEG_INFINITY {
-            // The request banned every token there is. It asked for the impossible, and so its bans are void.
+            // The request banned every token there is. It asked for the impossible, and so its bans
+            // are void.
             self.edits.undo_bans(row);
             best = softmax::argmax(row);
         }

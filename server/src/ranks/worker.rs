@@ -1,4 +1,5 @@
-//! A rank's thread: loads the model, then turns plans into answers until the link closes or something breaks.
+//! A rank's thread: loads the model, then turns plans into answers until the link closes or
+//! something breaks.
 
 use super::group::{RankConfig, RankStartError};
 use super::link::{PLANS_WAITING_MAX, RankLink, Reply};
@@ -21,7 +22,8 @@ pub(super) struct RankSpec {
     pub model: ModelSource,
 }
 
-/// Starts the thread `rank-N`. It says on `started` how loading went, then answers each plan on `replies`.
+/// Starts the thread `rank-N`. It says on `started` how loading went, then answers each plan on
+/// `replies`.
 pub(super) fn spawn(
     rank: usize,
     spec: RankSpec,

@@ -6,7 +6,8 @@ use super::softmax::{BLOCK, sum_weights, weight};
 use crate::engine::SamplingParams;
 
 impl Scratch {
-    /// Draws an id by inverting the distribution at `uniform`, ids in rising order. `max` is the highest logit and finite.
+    /// Draws an id by inverting the distribution at `uniform`, ids in rising order. `max` is the
+    /// highest logit and finite.
     pub(super) fn draw(
         &mut self,
         row: &[f32],
@@ -73,7 +74,8 @@ impl Scratch {
                     }
                 }
             }
-            // The block's sum, added up in another order, was larger by a rounding: its last token it is.
+            // The block's sum, added up in another order, was larger by a rounding: its last token
+            // it is.
             return last as u32;
         }
         // `target` rounded up to the total: the last token that has a weight.
@@ -100,7 +102,8 @@ fn sum_of(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|c| f64::from(c.weight)).sum()
 }
 
-/// The lowest logit that min_p keeps: a token stays if its probability is at least min_p times the highest one.
+/// The lowest logit that min_p keeps: a token stays if its probability is at least min_p times the
+/// highest one.
 fn min_p_floor(max: f32, params: &SamplingParams) -> f32 {
     if params.min_p <= 0.0 {
         return f32::NEG_INFINITY;
@@ -110,8 +113,9 @@ fn min_p_floor(max: f32, params: &SamplingParams) -> f32 {
     (floor as f32).min(max)
 }
 
-/// A logit below which no token can be in the nucleus: tokens of at most (1 - top_p) / n of the mass are worth at most
-/// 1 - top_p together, so all of them lie behind the one that reaches top_p. Keeps the candidates few.
+/// A logit below which no token can be in the nucleus: tokens of at most (1 - top_p) / n of the
+/// mass are worth at most 1 - top_p together, so all of them lie behind the one that reaches top_p.
+/// Keeps the candidates few.
 fn top_p_floor(num_tokens: usize, sum: f64, max: f32, params: &SamplingParams) -> f32 {
     /// Room for the rounding of weights and sums.
     const MARGIN: f64 = 0.5;

@@ -2,13 +2,15 @@
 
 use crate::engine::SampleStep;
 
-/// A bias of this size or more, either way, is an order: "-100 or 100 should result in a ban or exclusive selection" (OpenAI's API).
+/// A bias of this size or more, either way, is an order: "-100 or 100 should result in a ban or
+/// exclusive selection" (OpenAI's API).
 const BIAS_ORDER: f32 = 100.0;
-/// What such an order adds: more than logits, penalties and usual temperatures can outweigh, yet small enough for f32 to
-/// keep several forced tokens apart.
+/// What such an order adds: more than logits, penalties and usual temperatures can outweigh, yet
+/// small enough for f32 to keep several forced tokens apart.
 const FORCED_BIAS: f32 = 1000.0;
 
-/// Changes only the values of tokens that the request names or has seen, and remembers what they were.
+/// Changes only the values of tokens that the request names or has seen, and remembers what they
+/// were.
 #[derive(Debug, Default)]
 pub struct Edits {
     /// Value before each change, in order.
@@ -96,7 +98,8 @@ impl Edits {
         }
     }
 
-    /// Changes one value. A token without a finite logit stays out; what overflows becomes the largest number instead.
+    /// Changes one value. A token without a finite logit stays out; what overflows becomes the
+    /// largest number instead.
     fn set(&mut self, row: &mut [f32], id: u32, change: impl Fn(f32) -> f32) {
         let Some(logit) = row.get_mut(id as usize) else { return };
         let changed = change(*logit).clamp(f32::MIN, f32::MAX);

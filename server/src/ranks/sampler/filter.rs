@@ -1,4 +1,5 @@
-//! Which tokens stay in the draw. No full sort: a pass that skips blocks below the bar, then selection among what is left.
+//! Which tokens stay in the draw. No full sort: a pass that skips blocks below the bar, then
+//! selection among what is left.
 
 use super::softmax::{BLOCK, block_max, weight};
 use std::cmp::Ordering;
@@ -18,7 +19,8 @@ impl Candidate {
     }
 }
 
-/// The last token that stays: a token stays if its logit is higher, or equal with an id not above `id`.
+/// The last token that stays: a token stays if its logit is higher, or equal with an id not above
+/// `id`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cut {
     pub logit: f32,
@@ -55,7 +57,8 @@ pub fn select_top_k(row: &[f32], floor: f32, k: usize, out: &mut Vec<Candidate>)
             if logit > bar {
                 out.push(Candidate { logit, weight: 0.0, id: (index * BLOCK + place) as u32 });
                 if out.len() == len_max {
-                    // Ids come in rising order, so that later tokens have to be strictly better than the k-th.
+                    // Ids come in rising order, so that later tokens have to be strictly better
+                    // than the k-th.
                     bar = keep_best(out, k);
                 }
             }
@@ -89,7 +92,8 @@ pub fn collect(
     }
 }
 
-/// Drops all but the best candidates that together reach `mass`, the one that reaches it included. At least one stays.
+/// Drops all but the best candidates that together reach `mass`, the one that reaches it included.
+/// At least one stays.
 pub fn keep_mass(candidates: &mut Vec<Candidate>, mass: f64, work: &mut Vec<Candidate>) {
     /// Few enough to be sorted.
     const SORTED_MAX: usize = 64;

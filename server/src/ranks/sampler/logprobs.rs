@@ -1,4 +1,5 @@
-//! Log-probabilities of the model's own distribution: log-softmax of the logits before any request changes them.
+//! Log-probabilities of the model's own distribution: log-softmax of the logits before any request
+//! changes them.
 
 use super::SampleError;
 use super::filter::{Candidate, select_top_k};
@@ -28,7 +29,8 @@ impl RawDistribution {
         Ok(Self { log_sum, top: work.iter().map(logprob).collect() })
     }
 
-    /// `row` as it was for `of`. A token outside it, or without a finite logit, has probability 0 and the last rank.
+    /// `row` as it was for `of`. A token outside it, or without a finite logit, has probability 0
+    /// and the last rank.
     pub fn score(self, row: &[f32], token: TokenId) -> TokenLogprobs {
         let place = token.0 as usize;
         let logit = row.get(place).copied().unwrap_or(f32::NEG_INFINITY);

@@ -1,6 +1,7 @@
 //! The counter-based generator behind every draw: a function of (seed, position) with no state.
 //!
-//! Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011 (Philox 4x32 with ten rounds).
+//! Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011 (Philox 4x32 with ten
+//! rounds).
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];

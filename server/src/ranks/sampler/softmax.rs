@@ -2,10 +2,12 @@
 
 use super::filter::Candidate;
 
-/// Values that a pass takes at a time: 4 KiB, so that a second look at a block finds it in the first cache.
+/// Values that a pass takes at a time: 4 KiB, so that a second look at a block finds it in the
+/// first cache.
 pub const BLOCK: usize = 1024;
 
-/// NaN and infinities become -inf. The check alone is cheap; blocks are written to only if something is wrong.
+/// NaN and infinities become -inf. The check alone is cheap; blocks are written to only if
+/// something is wrong.
 pub fn replace_non_finite(row: &mut [f32]) {
     for block in row.chunks_mut(BLOCK) {
         let broken = block.iter().fold(false, |any, x| any | !x.is_finite());
@@ -43,7 +45,8 @@ pub fn block_max(block: &[f32]) -> f32 {
     lanes.iter().chain(parts.remainder()).fold(f32::NEG_INFINITY, |max, &x| max.max(x))
 }
 
-/// Sum of `weight` over the values, in f64: eight lanes, lane i takes values i, i + 8, ..., then the lanes in order.
+/// Sum of `weight` over the values, in f64: eight lanes, lane i takes values i, i + 8, ..., then
+/// the lanes in order.
 pub fn sum_weights(values: &[f32], max: f32, inverse_temperature: f32) -> f64 {
     const LANES: usize = 8;
     let mut lanes = [0.0f64; LANES];
@@ -59,7 +62,8 @@ pub fn sum_weights(values: &[f32], max: f32, inverse_temperature: f32) -> f64 {
     lanes.iter().sum()
 }
 
-/// exp((logit - max) / temperature): the probability before it is divided by the sum. `logit` is at most `max`, or -inf.
+/// exp((logit - max) / temperature): the probability before it is divided by the sum. `logit` is at
+/// most `max`, or -inf.
 ///
 /// Numbers: within 3e-7 of the exponential of its rounded argument; 0 below exp(-87).
 #[inline]
