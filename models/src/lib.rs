@@ -6,6 +6,9 @@ pub mod token;
 pub mod tokenizer_source;
 pub mod batch;
 pub mod kv_cache;
+pub mod qwen2;
+pub mod qwen3;
+pub mod layers;
 pub mod weights;
 pub mod error;
 
@@ -13,6 +16,7 @@ pub use batch::ForwardBatch;
 pub use config::{GenerationDefaults, ModelConfig};
 pub use error::LoadError;
 pub use kv_cache::KvCache;
+pub use registry::load_model;
 pub use token::TokenId;
 pub use tokenizer_source::{ChatTemplateSource, GgufTokenizer, TokenizerSource};
 pub use weights::Checkpoint;
@@ -24,6 +28,12 @@ use kernels::{Backend, KernelError, Tensor};
 /// A network with its weights, on one rank.
 pub trait Model: Send {
     fn config(&self) -> &ModelConfig;
+
+    /// Makes room once for steps of `num_tokens` with logits for `num_rows` of them, so that no
+    /// step up to that size allocates. A larger step makes its own room.
+    fn reserve(&mut self, _num_tokens: usize, _num_rows: usize) -> Result<(), KernelError> {
+        Ok(())
+    }
 
     /// Runs every token of `batch` through all layers, writes its keys and values into the cache,
     /// and leaves its last hidden state, before the final norm, in `hidden`.

@@ -4,6 +4,7 @@
 pub mod safetensors;
 pub mod gguf;
 pub mod shard;
+pub mod loader;
 pub mod mmap;
 
 use crate::config::{self, GenerationDefaults, ModelConfig};

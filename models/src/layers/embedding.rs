@@ -1,0 +1,50 @@
+//! Token ids -> hidden states, and hidden states -> logits.
+
+use super::norm::RmsNorm;
+use super::scratch::Scratch;
+use crate::LoadError;
+use crate::weights::loader::Loader;
+use crate::weights::shard::Split;
+use kernels::ops::{Table, Weight, gather_rows, linear};
+use kernels::{Backend, KernelError, Tensor};
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// The embedding table, whole on every rank: it is read where it lies and costs no memory.
+pub fn load_embedding(loader: &mut Loader) -> Result<Table, LoadError> {
+    loader.table(EMBEDDING, [loader.config.vocab_size, loader.config.hidden_size])
+}
+
+/// The final norm and the output head, whole on every rank: each computes all logits itself, so
+/// that they need not be gathered.
+pub struct Head {
+    norm: RmsNorm,
+    weight: Weight,
+}
+
+impl Head {
+    /// A tied head is a second form of the embedding's bytes.
+    pub fn load(loader: &mut Loader) -> Result<Head, LoadError> {
+        let shape = [loader.config.vocab_size, loader.config.hidden_size];
+        let name = if loader.config.tie_word_embeddings { EMBEDDING } else { HEAD };
+        Ok(Head {
+            norm: RmsNorm::load(loader, "model.norm", shape[1])?,
+            weight: loader.weight(name, shape, Split::Whole)?,
+        })
+    }
+
+    pub fn forward(
+        &self,
+        backend: &Backend,
+        logits: &mut Tensor,
+        hidden: &Tensor,
+        rows: &[u32],
+        scratch: &mut Scratch,
+    ) -> Result<(), KernelError> {
+        let s = scratch.fit_rows(rows.len())?;
+        gather_rows(backend, &mut s.rows, hidden, rows)?;
+        self.norm.forward(backend, &mut s.rows_normed, &s.rows)?;
+        linear(backend, logits, &s.rows_normed, &self.weight, None)
+    }
+}

@@ -1,0 +1,108 @@
+//! Buffers between the ops of a step.
+
+use crate::ModelConfig;
+use crate::weights::shard::ShardSizes;
+use kernels::{DType, KernelError, Tensor};
+
+/// All intermediate results of one rank, F32, [num_tokens, _] each. They are allocated for the
+/// largest step so far and keep their addresses until a larger one comes.
+pub struct Scratch {
+    row_lens: RowLens,
+    num_tokens_max: usize,
+    num_rows_max: usize,
+    /// Input of a projection: hidden_size wide, as `projected`.
+    pub normed: Tensor,
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    /// Mixed values, heads * head_dim wide.
+    pub mixed: Tensor,
+    /// What a half layer adds to the hidden state.
+    pub projected: Tensor,
+    pub gate: Tensor,
+    pub up: Tensor,
+    pub gated: Tensor,
+    /// The rows that need logits: [num_rows, hidden_size].
+    pub rows: Tensor,
+    pub rows_normed: Tensor,
+}
+
+#[derive(Clone, Copy)]
+struct RowLens {
+    hidden: usize,
+    q: usize,
+    kv: usize,
+    inner: usize,
+}
+
+impl Scratch {
+    /// Errors: `OutOfMemory`.
+    pub fn new(config: &ModelConfig, sizes: ShardSizes) -> Result<Scratch, KernelError> {
+        let row_lens = RowLens {
+            hidden: config.hidden_size,
+            q: sizes.num_heads * config.head_dim,
+            kv: sizes.num_kv_heads * config.head_dim,
+            inner: sizes.intermediate_size,
+        };
+        Self::with_room(row_lens, 1, 1)
+    }
+
+    /// Makes room for steps of `num_tokens` with logits for `num_rows` of them. Errors:
+    /// `OutOfMemory`, and nothing has changed.
+    pub fn reserve(&mut self, num_tokens: usize, num_rows: usize) -> Result<(), KernelError> {
+        if num_tokens > self.num_tokens_max || num_rows > self.num_rows_max {
+            let num_tokens = num_tokens.max(self.num_tokens_max);
+            let num_rows = num_rows.max(self.num_rows_max);
+            *self = Self::with_room(self.row_lens, num_tokens, num_rows)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the buffers of the layers to `num_tokens` rows; allocates only beyond the reserve.
+    pub fn fit(&mut self, num_tokens: usize) -> Result<&mut Scratch, KernelError> {
+        self.reserve(num_tokens, self.num_rows_max)?;
+        for tensor in [&mut self.normed, &mut self.q, &mut self.k, &mut self.v] {
+            tensor.set_rows(num_tokens);
+        }
+        for tensor in [&mut self.mixed, &mut self.projected] {
+            tensor.set_rows(num_tokens);
+        }
+        for tensor in [&mut self.gate, &mut self.up, &mut self.gated] {
+            tensor.set_rows(num_tokens);
+        }
+        Ok(self)
+    }
+
+    /// As `fit`, for the buffers of the head.
+    pub fn fit_rows(&mut self, num_rows: usize) -> Result<&mut Scratch, KernelError> {
+        self.reserve(self.num_tokens_max, num_rows)?;
+        self.rows.set_rows(num_rows);
+        self.rows_normed.set_rows(num_rows);
+        Ok(self)
+    }
+
+    fn with_room(
+        row_lens: RowLens,
+        num_tokens: usize,
+        num_rows: usize,
+    ) -> Result<Scratch, KernelError> {
+        let tensor = |len: usize| Tensor::zeros(DType::F32, &[num_tokens, len]);
+        let rows = || Tensor::zeros(DType::F32, &[num_rows, row_lens.hidden]);
+        Ok(Scratch {
+            row_lens,
+            num_tokens_max: num_tokens,
+            num_rows_max: num_rows,
+            normed: tensor(row_lens.hidden)?,
+            q: tensor(row_lens.q)?,
+            k: tensor(row_lens.kv)?,
+            v: tensor(row_lens.kv)?,
+            mixed: tensor(row_lens.q)?,
+            projected: tensor(row_lens.hidden)?,
+            gate: tensor(row_lens.inner)?,
+            up: tensor(row_lens.inner)?,
+            gated: tensor(row_lens.inner)?,
+            rows: rows()?,
+            rows_normed: rows()?,
+        })
+    }
+}
