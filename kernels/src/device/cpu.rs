@@ -6,7 +6,8 @@ use super::memory::SharedMut;
 use super::thread_pool::ThreadPool;
 use std::sync::{Arc, OnceLock};
 
-/// Values that one task of an elementwise loop has at the least: some microseconds of work, more than waking a thread costs.
+/// Values that one task of an elementwise loop has at the least: some microseconds of work, more
+/// than waking a thread costs.
 const TASK_VALUES_MIN: usize = 16 * 1024;
 
 /// Instruction sets the kernels know, each one including what it needs. Chosen once, when the
@@ -94,8 +95,9 @@ impl CpuDevice {
         Self { pool: self.pool.clone(), isa }
     }
 
-    /// Calls `task(first_row, rows)` for ranges of whole rows that together are `out`, in parallel when there are enough
-    /// values to be worth it. A row's result must not depend on the range it is in.
+    /// Calls `task(first_row, rows)` for ranges of whole rows that together are `out`, in parallel
+    /// when there are enough values to be worth it. A row's result must not depend on the range it
+    /// is in.
     pub fn for_rows<T: Send>(
         &self,
         out: &mut [T],
@@ -106,7 +108,8 @@ impl CpuDevice {
         let num_rows = out.len() / row_len;
         let shared = SharedMut::new(out);
         self.pool.run_ranges(num_rows, TASK_VALUES_MIN.div_ceil(row_len), &|rows| {
-            // SAFETY: `run_ranges` gives each row to one task only, and returns before the borrow of `out` ends.
+            // SAFETY: `run_ranges` gives each row to one task only, and returns before the borrow
+            // of `out` ends.
             let part = unsafe { shared.slice(rows.start * row_len, rows.len() * row_len) };
             task(rows.start, part);
         });

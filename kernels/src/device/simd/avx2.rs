@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: two registers are one vector.
 
-use super::{LANES, Simd};
+use super::{Kernel, LANES, Simd};
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -22,8 +22,8 @@ pub struct Pair(__m256, __m256);
 
 macro_rules! avx2 {
     ($e:expr) => {
-        // SAFETY: a value of `Avx2` exists only where its maker proved the features; pointers come from arrays of 16,
-        // offset by 8 at most.
+        // SAFETY: a value of `Avx2` exists only where its maker proved the features; pointers come
+        // from arrays of 16, offset by 8 at most.
         unsafe { $e }
     };
 }
@@ -38,6 +38,11 @@ macro_rules! both {
 impl Simd for Avx2 {
     type V = Pair;
     const COLUMNS_MAX: usize = 1;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        avx2!(super::run_avx2(kernel))
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Pair {

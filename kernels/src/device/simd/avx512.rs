@@ -1,6 +1,6 @@
 //! AVX-512: one register is one vector.
 
-use super::{LANES, Simd};
+use super::{Kernel, LANES, Simd};
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -18,7 +18,8 @@ impl Avx512 {
 
 macro_rules! avx512 {
     ($e:expr) => {
-        // SAFETY: a value of `Avx512` exists only where its maker proved the features; pointers come from arrays of 16.
+        // SAFETY: a value of `Avx512` exists only where its maker proved the features; pointers
+        // come from arrays of 16.
         unsafe { $e }
     };
 }
@@ -26,6 +27,11 @@ macro_rules! avx512 {
 impl Simd for Avx512 {
     type V = __m512;
     const COLUMNS_MAX: usize = 4;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        avx512!(super::run_avx512(kernel))
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -139,7 +145,8 @@ impl Simd for Avx512 {
                 parts[i + 2] = _mm512_shuffle_ps::<0x44>(high_a, high_b);
                 parts[i + 3] = _mm512_shuffle_ps::<0xEE>(high_a, high_b);
             }
-            // Now parts[4 a + i], 128-bit part b, holds column 4 b + i of rows 4 a .. 4 a + 4: transpose the parts.
+            // Now parts[4 a + i], 128-bit part b, holds column 4 b + i of rows 4 a .. 4 a + 4:
+            // transpose the parts.
             for i in 0..4 {
                 let (p0, p1) = (parts[i], parts[4 + i]);
                 let (p2, p3) = (parts[8 + i], parts[12 + i]);

@@ -1,6 +1,7 @@
-//! One vector type for all instruction sets: 16 f32 values, as one, two or sixteen registers. An op writes its loop once, as a
-//! `Kernel`, and `dispatch` compiles it for each instruction set. The order of additions is the same on all of them; results
-//! differ between instruction sets only where one of them fuses a product with a sum.
+//! One vector type for all instruction sets: 16 f32 values, as one, two or sixteen registers. An op
+//! writes its loop once, as a `Kernel`, and `dispatch` compiles it for each instruction set. The
+//! order of additions is the same on all of them; results differ between instruction sets only
+//! where one of them fuses a product with a sum.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -18,8 +19,8 @@ pub const LANES: usize = 16;
 /// A loop over vectors, with its arguments as fields.
 pub trait Kernel {
     type Output;
-    /// Must be `#[inline(always)]`, and so must be what it calls with `simd`: only what ends up inside `dispatch` is
-    /// compiled for the chosen instructions.
+    /// Must be `#[inline(always)]`, and so must be what it calls with `simd`: only what ends up
+    /// inside `dispatch` is compiled for the chosen instructions.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
@@ -40,6 +41,7 @@ pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: this function itself is only entered with these features.
     kernel.run(unsafe { avx2::Avx2::new() })
@@ -47,6 +49,7 @@ fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline(never)]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: this function itself is only entered with these features.
     kernel.run(unsafe { avx512::Avx512::new() })
@@ -59,16 +62,20 @@ const EXP_MAX: f32 = 88.72;
 /// ln 2 in two parts, the first with so few bits that any exponent times it is exact.
 const LN_2_HIGH: f32 = 0.693_359_4;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
-/// exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2: p interpolated at Chebyshev nodes, relative error 1.1e-8 before rounding.
+/// exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2: p interpolated at Chebyshev nodes, relative
+/// error 1.1e-8 before rounding.
 const EXP_P: [f32; 5] = [0.5, 0.166_665_76, 0.041_666_556, 0.008_363_203, 0.001_392_621_3];
 
-/// The operations of one instruction set. A value of the type is the proof that the CPU has it, so the methods are safe.
+/// The operations of one instruction set. A value of the type is the proof that the CPU has it, so
+/// the methods are safe.
 pub trait Simd: Copy {
     /// 16 f32 values.
     type V: Copy;
     /// How many vectors a row of accumulators in registers may have when there are 6 rows.
     const COLUMNS_MAX: usize;
 
+    /// Runs `kernel` in a function of its own, for loops that are too large to be inlined often.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
     fn splat(self, x: f32) -> Self::V;
     fn load(self, x: &[f32; LANES]) -> Self::V;
     fn store(self, v: Self::V, out: &mut [f32; LANES]);

@@ -1,6 +1,6 @@
 //! Plain Rust, vectorised by the compiler for the baseline of the target.
 
-use super::{LANES, Simd};
+use super::{Kernel, LANES, Simd};
 use half::f16;
 use std::array::from_fn;
 
@@ -14,6 +14,11 @@ pub struct Lanes([f32; LANES]);
 impl Simd for Portable {
     type V = Lanes;
     const COLUMNS_MAX: usize = 1;
+
+    #[inline(never)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Lanes {

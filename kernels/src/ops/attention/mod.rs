@@ -1,21 +1,26 @@
 //! Causal attention over the paged cache, for mixed batches of prefill chunks and decodes.
 
+mod cpu;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
 use super::expect;
 use crate::{Backend, DType, KernelError, Tensor};
 
 const OP: &str = "attention";
 
-/// Which tokens belong to which sequence, as flat arrays. Sequence s owns query rows query_start[s]..query_start[s + 1];
-/// they are its last tokens, so the last row sees context_len[s] keys, the row before it one less, and so on.
+/// Which tokens belong to which sequence, as flat arrays. Sequence s owns query rows
+/// query_start[s]..query_start[s + 1]; they are its last tokens, so the last row sees
+/// context_len[s] keys, the row before it one less, and so on.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionBatch<'a> {
     /// [num_seqs + 1], from 0, not falling.
     pub query_start: &'a [u32],
     /// [num_seqs]: tokens in the cache, those of this step included.
     pub context_len: &'a [u32],
-    /// Block ids of all sequences, one after the other; at least context_len / block_size, rounded up, each.
+    /// Block ids of all sequences, one after the other; at least context_len / block_size, rounded
+    /// up, each.
     pub block_tables: &'a [u32],
     /// [num_seqs + 1]: where each sequence's block ids start.
     pub block_table_start: &'a [u32],
@@ -27,13 +32,18 @@ impl AttentionBatch<'_> {
     }
 }
 
-/// Softmax attention of each query row over its own sequence's cached keys, query head h using kv head h * kv_heads / heads.
+/// Softmax attention of each query row over its own sequence's cached keys, query head h using kv
+/// head h * kv_heads / heads.
 ///
 /// out[t, h] = sum over j <= p(t) of softmax_j(scale * q[t, h] . k[j]) v[j]
 ///
-/// Shapes: `q`, `out` [num_tokens, heads * head_dim] F32; `k_cache`, `v_cache` [num_blocks, kv_heads, block_size, head_dim],
-/// F32 or F16. Numbers: sums in f32 in an order that depends on key positions alone (reference: f64).
-/// Errors: `Shape`, `DType`, `Index` for a block outside the cache or a batch that contradicts itself.
+/// Shapes: `q`, `out` [num_tokens, heads * head_dim] F32; `k_cache`, `v_cache` [num_blocks,
+/// kv_heads, block_size, head_dim], F32 or F16.
+/// Numbers: sums in f32 (reference: f64). With finite numbers in the cache a row's result depends,
+/// to the bit, on its own query, keys and values alone: not on how the sequence was cut into
+/// chunks and blocks, nor on other sequences or the number of threads.
+/// Errors: `Shape`, `DType`, `Index` for a block outside the cache or a batch that contradicts
+/// itself.
 /// Source: Vaswani et al., 2017; Ainslie et al., "GQA", 2023; Kwon et al., "PagedAttention", 2023.
 pub fn attention(
     backend: &Backend,
@@ -46,8 +56,9 @@ pub fn attention(
 ) -> Result<(), KernelError> {
     check(out, q, k_cache, v_cache, batch)?;
     match backend {
-        Backend::Reference | Backend::Cpu(_) => {
-            reference::attention(out, q, k_cache, v_cache, batch, scale)
+        Backend::Reference => reference::attention(out, q, k_cache, v_cache, batch, scale),
+        Backend::Cpu(device) => {
+            cpu::attention(device, out, q, k_cache, v_cache, batch, scale);
         }
     }
     Ok(())
@@ -64,6 +75,10 @@ fn check(
         let (got, expected) = (k_cache.shape().to_vec(), "four dimensions".into());
         return Err(KernelError::Shape { op: OP, what: "k_cache", got, expected });
     };
+    if !matches!(k_cache.dtype(), DType::F32 | DType::F16) {
+        let (what, got) = ("k_cache", k_cache.dtype().name());
+        return Err(KernelError::DType { op: OP, what, got, expected: "F32 or F16" });
+    }
     expect(OP, "v_cache", v_cache, k_cache.dtype(), k_cache.shape())?;
     expect(OP, "q", q, DType::F32, out.shape())?;
     expect(OP, "out", out, DType::F32, q.shape())?;

@@ -6,8 +6,8 @@ use crate::{DType, KernelError};
 
 /// Widens `bytes`, whole blocks of `dtype`, to f32.
 ///
-/// Shapes: `bytes` holds out.len() / block_len blocks. Numbers: exact, each product rounded once to f32 in the order that
-/// GGUF's own code has (q scaled by d * scale, then the minimum subtracted).
+/// Shapes: `bytes` holds out.len() / block_len blocks. Numbers: exact, each product rounded once to
+/// f32 in the order that GGUF's own code has (q scaled by d * scale, then the minimum subtracted).
 /// Errors: `Shape` if the lengths do not fit each other.
 /// Source: the GGUF block layouts; plain formats are little endian.
 pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), KernelError> {

@@ -3,8 +3,8 @@ use crate::Tensor;
 use crate::device::cpu::CpuDevice;
 use crate::ops::dequantize;
 
-/// The plain loop of `dequantize`, on all threads when there are many tokens: one row a token is far below the cost of
-/// anything else in a step.
+/// The plain loop of `dequantize`, on all threads when there are many tokens: one row a token is
+/// far below the cost of anything else in a step.
 pub fn embedding(device: &CpuDevice, out: &mut Tensor, table: &Table, token_ids: &[u32]) {
     if out.is_empty() {
         return;

@@ -3,8 +3,8 @@ use crate::device::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{DType, Tensor};
 use half::f16;
 
-/// On the calling thread alone: even a large step writes a few megabytes at most, and slots that are promised but not
-/// checked to differ are no ground for writing from several threads.
+/// On the calling thread alone: even a large step writes a few megabytes at most, and slots that
+/// are promised but not checked to differ are no ground for writing from several threads.
 pub fn kv_write(device: &CpuDevice, cache: &mut Tensor, x: &Tensor, slots: &[u32]) {
     let &[_, kv_heads, block_size, head_dim] = cache.shape() else { unreachable!("checked") };
     if cache.dtype() != DType::F16 {

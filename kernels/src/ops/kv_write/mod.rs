@@ -14,8 +14,9 @@ const OP: &str = "kv_write";
 ///
 /// cache[slot / block_size, head, slot % block_size, :] = x[t, head * head_dim..]
 ///
-/// Shapes: `cache` [num_blocks, kv_heads, block_size, head_dim], F32 or F16; `x` [num_tokens, kv_heads * head_dim] F32;
-/// `slots` [num_tokens], all different. Numbers: rounded once, to nearest even, when the cache is F16.
+/// Shapes: `cache` [num_blocks, kv_heads, block_size, head_dim], F32 or F16; `x` [num_tokens,
+/// kv_heads * head_dim] F32; `slots` [num_tokens], all different. Numbers: rounded once, to nearest
+/// even, when the cache is F16.
 /// Errors: `Index` for a slot outside the cache, `Shape`, `DType`.
 pub fn kv_write(
     backend: &Backend,
@@ -27,6 +28,10 @@ pub fn kv_write(
         let (got, expected) = (cache.shape().to_vec(), "four dimensions".into());
         return Err(KernelError::Shape { op: OP, what: "cache", got, expected });
     };
+    if !matches!(cache.dtype(), DType::F32 | DType::F16) {
+        let (what, got) = ("cache", cache.dtype().name());
+        return Err(KernelError::DType { op: OP, what, got, expected: "F32 or F16" });
+    }
     expect(OP, "x", x, DType::F32, &[slots.len(), kv_heads * head_dim])?;
     expect_indices(OP, "slot", slots, num_blocks * block_size)?;
     match backend {

@@ -71,7 +71,8 @@ fn scaled<S: Simd>(simd: S, x: S::V, weight: S::V, scale: S::V) -> S::V {
     simd.mul(simd.mul(x, scale), weight)
 }
 
-/// 1 / sqrt(mean of x^2 + eps). Four sums side by side: one alone would wait for each addition to finish.
+/// 1 / sqrt(mean of x^2 + eps). Four sums side by side: one alone would wait for each addition to
+/// finish.
 #[inline(always)]
 fn scale_of_row<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
     let mut sums = [simd.splat(0.0); 4];

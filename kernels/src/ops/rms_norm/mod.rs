@@ -14,8 +14,9 @@ const OP: &str = "rms_norm";
 ///
 /// out[g, i] = weight[i] * x[g, i] / sqrt(mean over j of x[g, j]^2 + eps)
 ///
-/// Shapes: `x`, `out` the same [num_tokens, groups * n]; `weight` [n]. With groups = 1 this is the norm of a hidden state,
-/// with groups = heads the per-head norm of Qwen3. Memory: reads `x` twice, writes `out` once.
+/// Shapes: `x`, `out` the same [num_tokens, groups * n]; `weight` [n]. With groups = 1 this is the
+/// norm of a hidden state, with groups = heads the per-head norm of Qwen3. Memory: reads `x` twice,
+/// writes `out` once.
 /// Numbers: sums in f32 (reference: f64). Errors: `Shape`, `DType`.
 /// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
 pub fn rms_norm(

@@ -10,16 +10,19 @@ use crate::{Backend, DType, KernelError, Tensor};
 
 const OP: &str = "rope";
 
-/// Cosine and sine of every position, in f32: [positions, rotary_dim / 2] each, with any YaRN factor already multiplied in.
+/// Cosine and sine of every position, in f32: [positions, rotary_dim / 2] each, with any YaRN
+/// factor already multiplied in.
 #[derive(Debug)]
 pub struct RopeTable {
     pub cos: Tensor,
     pub sin: Tensor,
 }
 
-/// Rotates the first R = 2 * table.cos.row_len() values of each head of `x`, in place; the rest pass through.
+/// Rotates the first R = 2 * table.cos.row_len() values of each head of `x`, in place; the rest
+/// pass through.
 ///
-/// x'[i] = x[i] cos[p, i] - x[i + R/2] sin[p, i];  x'[i + R/2] = x[i + R/2] cos[p, i] + x[i] sin[p, i];  p = positions[t]
+/// x'[i] = x[i] cos[p, i] - x[i + R/2] sin[p, i]
+/// x'[i + R/2] = x[i + R/2] cos[p, i] + x[i] sin[p, i], with p = positions[t]
 ///
 /// Shapes: `x` [num_tokens, heads * head_dim]; `positions` [num_tokens]. Numbers: f32.
 /// Errors: `Index` for a position outside the table, `Shape`, `DType`.

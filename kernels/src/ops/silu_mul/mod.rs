@@ -10,7 +10,8 @@ use crate::{Backend, DType, KernelError, Tensor};
 
 /// out = silu(gate) * up, with silu(x) = x / (1 + exp(-x)).
 ///
-/// Shapes: all the same. Numbers: within 4 ulp of the reference where |gate| < 86; below -86 down to 0.
+/// Shapes: all the same. Numbers: within 4 ulp of the reference where |gate| < 86; below -86 down
+/// to 0.
 /// Errors: `Shape`, `DType`.
 /// Source: Shazeer, "GLU Variants Improve Transformer", 2020.
 pub fn silu_mul(

@@ -1,0 +1,258 @@
+use super::*;
+use crate::device::cpu::{CpuDevice, Isa};
+use crate::ops::kv_write;
+use crate::ops::testing::*;
+use half::f16;
+
+/// The heads of a model and the form of its cache.
+#[derive(Debug, Clone, Copy)]
+struct Model {
+    kv_heads: usize,
+    group: usize,
+    head_dim: usize,
+    dtype: DType,
+}
+
+const fn model(kv_heads: usize, group: usize, head_dim: usize, dtype: DType) -> Model {
+    Model { kv_heads, group, head_dim, dtype }
+}
+
+/// The last `num_queries` tokens of the first `context_len` tokens of sequence `id`.
+#[derive(Debug, Clone, Copy)]
+struct Chunk {
+    id: u64,
+    context_len: usize,
+    num_queries: usize,
+}
+
+const fn chunk(id: u64, context_len: usize, num_queries: usize) -> Chunk {
+    Chunk { id, context_len, num_queries }
+}
+
+/// A step over `chunks`, each sequence in blocks scattered over a cache that is NaN elsewhere.
+struct Step {
+    model: Model,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    query_start: Vec<u32>,
+    context_len: Vec<u32>,
+    block_tables: Vec<u32>,
+    block_table_start: Vec<u32>,
+}
+
+impl Step {
+    fn new(model: Model, chunks: &[Chunk], block_size: usize) -> Step {
+        let Model { kv_heads, group, head_dim, dtype } = model;
+        let num_held = |c: &Chunk| c.context_len.div_ceil(block_size) + 1;
+        let num_blocks = chunks.iter().map(num_held).sum::<usize>() + 3;
+        let (mut query_start, mut block_table_start) = (vec![0], vec![0]);
+        let (mut block_tables, mut q) = (Vec::new(), Vec::new());
+        let mut caches = [
+            nan_cache(dtype, num_blocks, model, block_size),
+            nan_cache(dtype, num_blocks, model, block_size),
+        ];
+        for c in chunks {
+            // A stride without common factor with the number of blocks visits each block once.
+            let stride = (7..).find(|s| gcd(*s, num_blocks) == 1).expect("there is a prime");
+            let first = block_tables.len();
+            block_tables
+                .extend((first..first + num_held(c)).map(|i| (i * stride % num_blocks) as u32));
+            let slot = |p: usize| {
+                block_tables[first + p / block_size] * block_size as u32 + (p % block_size) as u32
+            };
+            let slots: Vec<u32> = (0..c.context_len).map(slot).collect();
+            for (i, cache) in caches.iter_mut().enumerate() {
+                let x = tensor(c.id * 3 + i as u64, &[c.context_len, kv_heads * head_dim], 2.0);
+                kv_write(&Backend::Reference, cache, &x, &slots).expect("fits");
+            }
+            let row_len = kv_heads * group * head_dim;
+            let queries = values(c.id * 3 + 2, c.context_len * row_len, 2.0);
+            q.extend_from_slice(&queries[(c.context_len - c.num_queries) * row_len..]);
+            query_start.push((q.len() / row_len) as u32);
+            block_table_start.push(block_tables.len() as u32);
+        }
+        let [k_cache, v_cache] = caches;
+        let rows = *query_start.last().expect("not empty") as usize;
+        Step {
+            model,
+            q: Tensor::from_f32(&[rows, kv_heads * group * head_dim], &q),
+            k_cache,
+            v_cache,
+            query_start,
+            context_len: chunks.iter().map(|c| c.context_len as u32).collect(),
+            block_tables,
+            block_table_start,
+        }
+    }
+
+    fn run(&self, backend: &Backend) -> Tensor {
+        let batch = AttentionBatch {
+            query_start: &self.query_start,
+            context_len: &self.context_len,
+            block_tables: &self.block_tables,
+            block_table_start: &self.block_table_start,
+        };
+        let mut out = Tensor::zeros(DType::F32, self.q.shape()).expect("small");
+        let scale = 1.0 / (self.model.head_dim as f32).sqrt();
+        attention(backend, &mut out, &self.q, &self.k_cache, &self.v_cache, &batch, scale)
+            .expect("the batch is consistent");
+        out
+    }
+}
+
+fn nan_cache(dtype: DType, num_blocks: usize, model: Model, block_size: usize) -> Tensor {
+    let shape = [num_blocks, model.kv_heads, block_size, model.head_dim];
+    let mut cache = Tensor::zeros(dtype, &shape).expect("small");
+    match dtype {
+        DType::F16 => cache.f16_mut().fill(f16::NAN),
+        _ => cache.f32_mut().fill(f32::NAN),
+    }
+    cache
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// One backend for each instruction set and number of threads.
+fn backends(num_threads: &[usize]) -> Vec<(Isa, Vec<Backend>)> {
+    let devices: Vec<CpuDevice> = num_threads.iter().map(|&n| CpuDevice::new(n, None)).collect();
+    let backend = |isa| devices.iter().map(|d| Backend::Cpu(d.with_isa(isa))).collect();
+    Isa::available().into_iter().map(|isa| (isa, backend(isa))).collect()
+}
+
+const MIXED: [Chunk; 6] = [
+    chunk(1, 33, 33),
+    chunk(2, 130, 1),
+    chunk(3, 1, 1),
+    chunk(4, 90, 20),
+    chunk(5, 16, 1),
+    chunk(6, 64, 64),
+];
+
+#[test]
+fn mixed_batches_are_close_to_the_reference() {
+    let cases: [(Model, &[Chunk], usize); 13] = [
+        (model(2, 7, 64, DType::F16), &MIXED, 16),
+        (model(2, 7, 64, DType::F32), &MIXED, 16),
+        (model(2, 4, 32, DType::F16), &MIXED, 8),
+        (model(4, 1, 32, DType::F32), &MIXED, 32),
+        (model(1, 4, 128, DType::F16), &MIXED, 32),
+        (model(2, 1, 128, DType::F32), &MIXED, 16),
+        (model(1, 2, 256, DType::F16), &MIXED, 16),
+        (model(1, 3, 40, DType::F16), &MIXED, 5),
+        (model(1, 3, 8, DType::F32), &MIXED, 1),
+        (model(1, 150, 16, DType::F32), &[chunk(1, 20, 3)], 16),
+        (model(1, 2, 64, DType::F16), &[chunk(1, 1, 1)], 16),
+        (model(2, 7, 64, DType::F16), &[chunk(1, 1300, 1), chunk(2, 600, 5)], 16),
+        (model(2, 2, 64, DType::F16), &[chunk(1, 10, 0), chunk(2, 5, 2)], 16),
+    ];
+    let backends = backends(&[1, 3]);
+    for (model, chunks, block_size) in cases {
+        let step = Step::new(model, chunks, block_size);
+        let expected = step.run(&Backend::Reference);
+        for backend in backends.iter().flat_map(|(_, same_isa)| same_isa) {
+            let case = format!("{backend:?} {model:?} {chunks:?} {block_size}");
+            assert_close(step.run(backend).f32(), expected.f32(), 1e-5, 3e-6, &case);
+        }
+    }
+}
+
+/// Rows of sequence 1 in every way to cut and place it, against one prefill on one thread.
+fn check_bits(model: Model, context_len: usize, cuts: &[&[usize]]) {
+    for (isa, backends) in backends(&[1, 2, 4]) {
+        let expected =
+            Step::new(model, &[chunk(1, context_len, context_len)], 16).run(&backends[0]);
+        for (i, backend) in backends.iter().enumerate() {
+            for block_size in [8, 16, 32] {
+                for cut in cuts {
+                    let mut start = 0;
+                    for (k, &end) in cut.iter().chain([&context_len]).enumerate() {
+                        // Neighbours before and after, other ones in each step.
+                        let others = [chunk(9, 70 + 5 * k, 1 + i), chunk(8, 40 + k, 3)];
+                        let chunks = [others[0], chunk(1, end, end - start), others[1]];
+                        let out = Step::new(model, &chunks, block_size).run(backend);
+                        let row_len = out.row_len();
+                        let rows = &out.f32()[(1 + i) * row_len..(1 + i + end - start) * row_len];
+                        let case = format!(
+                            "{isa:?} {model:?} {backend:?}, blocks of {block_size}, {start}..{end}"
+                        );
+                        assert_same_bits(
+                            rows,
+                            &expected.f32()[start * row_len..end * row_len],
+                            &case,
+                        );
+                        start = end;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_have_the_same_bits_in_any_chunk_batch_block_and_thread() {
+    let cuts: [&[usize]; 4] = [&[], &[1, 2, 3], &[64, 127], &[17, 100, 101, 149]];
+    check_bits(model(2, 7, 64, DType::F16), 150, &cuts);
+    check_bits(model(1, 4, 32, DType::F32), 150, &cuts);
+    check_bits(model(2, 1, 128, DType::F16), 150, &cuts);
+    check_bits(model(1, 2, 24, DType::F16), 150, &cuts);
+}
+
+#[test]
+fn long_contexts_have_the_same_bits_split_over_threads_or_not() {
+    check_bits(model(1, 2, 64, DType::F16), 1100, &[&[1099], &[511, 512, 513, 1090], &[1030]]);
+}
+
+#[test]
+fn one_key_gives_its_value() {
+    for backend in cpu_backends() {
+        let step = Step::new(model(1, 1, 64, DType::F32), &[chunk(1, 1, 1)], 16);
+        let value = values(4, 64, 2.0);
+        assert_same_bits(step.run(&backend).f32(), &value, &format!("{backend:?}"));
+    }
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    for backend in cpu_backends() {
+        let mut step = Step::new(model(1, 2, 32, DType::F32), &[chunk(1, 80, 80)], 16);
+        step.q.f32_mut().iter_mut().for_each(|q| *q *= 1e4);
+        let (out, expected) = (step.run(&backend), step.run(&Backend::Reference));
+        assert_close(out.f32(), expected.f32(), 1e-2, 1e-2, &format!("{backend:?}"));
+    }
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let good = || Step::new(model(1, 2, 32, DType::F16), &[chunk(1, 40, 3), chunk(2, 5, 1)], 16);
+    let cases: [(&str, fn(&mut Step)); 7] = [
+        ("block", |s| s.block_tables[1] = 99),
+        ("context_len", |s| s.context_len[0] = 2),
+        ("context_len", |s| s.context_len[0] = 999),
+        ("query_start", |s| s.query_start[2] = 9),
+        ("query_start", |s| s.query_start.push(4)),
+        ("block_table_start", |s| s.block_table_start[1] = 1000),
+        ("k_cache", |s| s.k_cache = Tensor::zeros(DType::BF16, s.k_cache.shape()).expect("small")),
+    ];
+    for (expected, spoil) in cases {
+        let mut step = good();
+        spoil(&mut step);
+        let batch = AttentionBatch {
+            query_start: &step.query_start,
+            context_len: &step.context_len,
+            block_tables: &step.block_tables,
+            block_table_start: &step.block_table_start,
+        };
+        let mut out = Tensor::zeros(DType::F32, step.q.shape()).expect("small");
+        let (q, k, v) = (&step.q, &step.k_cache, &step.v_cache);
+        match attention(&Backend::Reference, &mut out, q, k, v, &batch, 1.0) {
+            Err(KernelError::Shape { what, .. } | KernelError::Index { what, .. }) => {
+                assert_eq!(what, expected);
+            }
+            Err(KernelError::DType { what, .. }) => assert_eq!(what, expected),
+            other => panic!("{expected}: {other:?}"),
+        }
+    }
+}
