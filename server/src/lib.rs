@@ -1,4 +1,5 @@
 //! Monsoon's server: HTTP in, tokens out. The binary is `main.rs`; this library holds its rooms so that tests can enter them.
 
+pub mod text;
 pub mod engine;
 pub mod ranks;

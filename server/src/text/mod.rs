@@ -1,0 +1,213 @@
+//! Strings <-> token ids, in any language. Knows neither HTTP nor the engine.
+
+pub mod error;
+pub mod chat_messages;
+pub mod chat_template;
+pub mod python;
+pub mod special_tokens;
+pub mod tokenizer;
+pub mod vocabulary;
+pub mod pool;
+pub mod detokenizer;
+pub mod stop;
+
+pub use chat_messages::ChatPrompt;
+pub use detokenizer::{SpecialTokens, TextDecoder};
+pub use error::{TextError, TextStartError};
+pub use stop::{StopMatcher, StopOutput};
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use models::{ChatTemplateSource, TokenId, TokenizerSource};
+
+use chat_template::{ChatTemplate, TemplateLimits};
+use pool::{Pool, PoolLimits};
+use tokenizer::Tokenizer;
+
+/// Tokens decoded at once before other tasks get a turn.
+const DECODE_TOKENS_MAX: usize = 4096;
+
+/// How much text may be in the works, and how long a template may run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextConfig {
+    /// At least two run, whatever this says.
+    pub tokenizer_threads: usize,
+    /// More are refused with `TextError::Busy`, as are more bytes.
+    pub waiting_jobs_max: usize,
+    pub waiting_bytes_max: usize,
+    /// Of one text, or of all strings of one chat.
+    pub input_bytes_max: usize,
+    /// Steps of the chat template, and one for each 64 bytes it creates.
+    pub template_fuel_max: u64,
+    pub template_time_max: Duration,
+    pub rendered_bytes_max: usize,
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        Self {
+            tokenizer_threads: 2,
+            waiting_jobs_max: 1024,
+            waiting_bytes_max: 64 * 1024 * 1024,
+            input_bytes_max: 8 * 1024 * 1024,
+            template_fuel_max: 20_000_000,
+            template_time_max: Duration::from_secs(5),
+            rendered_bytes_max: 32 * 1024 * 1024,
+        }
+    }
+}
+
+/// A prompt as the engine takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedPrompt {
+    pub token_ids: Vec<TokenId>,
+    /// The text that was encoded: of a chat, the rendered one.
+    pub text: String,
+}
+
+/// The tokenizer and chat template of the served model, and the threads that use them. Clones
+/// share them.
+#[derive(Clone)]
+pub struct TextStage {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<Arc<ChatTemplate>>,
+    pool: Arc<Pool>,
+    input_bytes_max: usize,
+}
+
+impl TextStage {
+    /// `embedding_rows`: of the model; the tokenizer must not have more ids.
+    ///
+    /// Errors: a tokenizer or template that cannot be served; see `TextStartError`.
+    pub fn new(
+        source: &TokenizerSource,
+        chat_template: Option<&ChatTemplateSource>,
+        embedding_rows: usize,
+        config: TextConfig,
+    ) -> Result<Self, TextStartError> {
+        let tokenizer = Tokenizer::load(source)?;
+        let vocab_size = tokenizer.vocabulary().len();
+        if vocab_size > embedding_rows {
+            return Err(TextStartError::TooManyIds { vocab_size, embedding_rows });
+        }
+        let limits = TemplateLimits {
+            fuel_max: config.template_fuel_max,
+            time_max: config.template_time_max,
+            rendered_bytes_max: config.rendered_bytes_max,
+        };
+        let template = chat_template
+            .map(|source| compile_template(&source.template, &tokenizer, limits))
+            .transpose()?;
+        let pool_limits = PoolLimits {
+            waiting_jobs_max: config.waiting_jobs_max,
+            waiting_bytes_max: config.waiting_bytes_max,
+        };
+        Ok(Self {
+            tokenizer: Arc::new(tokenizer),
+            template: template.map(Arc::new),
+            pool: Arc::new(Pool::start(config.tokenizer_threads, pool_limits)?),
+            input_bytes_max: config.input_bytes_max,
+        })
+    }
+
+    /// Number of ids that the tokenizer knows: only these may be sampled. Rows of the embedding
+    /// from here on are padding.
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.vocabulary().len()
+    }
+
+    /// The end-of-sequence tokens that the tokenizer itself names.
+    pub fn eos_token_ids(&self) -> &[TokenId] {
+        self.tokenizer.eos()
+    }
+
+    pub fn token_id(&self, token: &str) -> Option<TokenId> {
+        self.tokenizer.token_id(token)
+    }
+
+    /// The token as text; broken characters as U+FFFD.
+    pub fn token_text(&self, token: TokenId) -> String {
+        String::from_utf8_lossy(self.token_bytes(token)).into_owned()
+    }
+
+    /// The token's bytes, which need not be whole characters; none for an unknown id.
+    pub fn token_bytes(&self, token: TokenId) -> &[u8] {
+        self.tokenizer.vocabulary().bytes(token)
+    }
+
+    /// Renders and encodes a chat. Only the template's own special tokens become special tokens.
+    pub async fn encode_chat(&self, chat: ChatPrompt) -> Result<EncodedPrompt, TextError> {
+        let template = self.template.clone().ok_or(TextError::NoTemplate)?;
+        let bytes = self.checked_size(chat.text_bytes())?;
+        let tokenizer = self.tokenizer.clone();
+        self.pool.run(bytes, move || encode_chat(&tokenizer, &template, chat)).await?
+    }
+
+    /// Encodes text without a template. Special tokens named in it become special tokens: filling
+    /// in the middle needs them.
+    pub async fn encode_text(&self, text: String) -> Result<EncodedPrompt, TextError> {
+        let bytes = self.checked_size(text.len())?;
+        let tokenizer = self.tokenizer.clone();
+        let encode = move || Ok(EncodedPrompt { token_ids: tokenizer.encode(&text)?, text });
+        self.pool.run(bytes, encode).await?
+    }
+
+    pub fn decoder(&self, special: SpecialTokens) -> TextDecoder {
+        TextDecoder::new(self.tokenizer.vocabulary().clone(), special)
+    }
+
+    pub async fn decode(&self, token_ids: Vec<TokenId>, special: SpecialTokens) -> String {
+        let mut decoder = self.decoder(special);
+        let mut text = String::new();
+        for chunk in token_ids.chunks(DECODE_TOKENS_MAX) {
+            text.extend(chunk.iter().filter_map(|&token| decoder.push(token)));
+            tokio::task::yield_now().await;
+        }
+        text.extend(decoder.finish());
+        text
+    }
+
+    fn checked_size(&self, bytes: usize) -> Result<usize, TextError> {
+        let bytes_max = self.input_bytes_max;
+        if bytes > bytes_max {
+            Err(TextError::InputTooLong { bytes, bytes_max })
+        } else {
+            Ok(bytes)
+        }
+    }
+}
+
+fn encode_chat(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    mut chat: ChatPrompt,
+) -> Result<EncodedPrompt, TextError> {
+    chat.normalize();
+    let rendered = template.render(chat, SystemTime::now())?;
+    let token_ids = tokenizer.encode_rendered(&rendered)?;
+    Ok(EncodedPrompt { token_ids, text: rendered.text })
+}
+
+/// Compiles the template and sees whether its special tokens are found.
+fn compile_template(
+    template: &str,
+    tokenizer: &Tokenizer,
+    limits: TemplateLimits,
+) -> Result<ChatTemplate, TextStartError> {
+    let compiled =
+        ChatTemplate::compile(template, tokenizer.special(), tokenizer.named_special(), limits)?;
+    let message = serde_json::json!({"role": "user", "content": "x"});
+    let probe = ChatPrompt {
+        messages: vec![message],
+        add_generation_prompt: true,
+        ..ChatPrompt::default()
+    };
+    let Ok(rendered) = compiled.render(probe, SystemTime::UNIX_EPOCH) else { return Ok(compiled) };
+    let same = tokenizer.encode(&rendered.text).ok() == tokenizer.encode_rendered(&rendered).ok();
+    if !same {
+        let reason = "it writes special tokens that are not in its source as a whole".to_owned();
+        return Err(TextStartError::Template { reason });
+    }
+    Ok(compiled)
+}
