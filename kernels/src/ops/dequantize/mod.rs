@@ -1,6 +1,8 @@
 //! Block formats -> f32.
 
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
 use crate::{DType, KernelError};
 
