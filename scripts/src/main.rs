@@ -1,1 +1,41 @@
-fn main() {}
+//! The project's chores, run as `cargo xtask CHORE`.
+
+mod clients;
+mod floor;
+mod fuzz;
+mod process;
+mod soak;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's chores")]
+struct Args {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Fetch the default model if it is absent, then run every test, real clients included
+    Test,
+    /// Talk to a running server with the published client SDKs (part of `test`)
+    Clients,
+    /// Fuzz the parsers of outside data: checkpoint headers and request bodies
+    Fuzz(fuzz::Args),
+    /// Load a server with clients that partly drop mid-stream; check blocks, memory and answers
+    Soak(soak::Args),
+    /// Compare speed with llama.cpp's server on the same file, in turns
+    Floor(floor::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().chore {
+        Chore::Test => test::run(),
+        Chore::Clients => clients::run(),
+        Chore::Fuzz(args) => fuzz::run(&args),
+        Chore::Soak(args) => soak::run(&args),
+        Chore::Floor(args) => floor::run(&args),
+    }
+}

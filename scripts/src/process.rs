@@ -1,0 +1,94 @@
+//! Running cargo, and servers that end with the chore.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+const START_SECONDS_MAX: u64 = 120;
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Runs a command to its end, in the repository's root, and fails if it fails.
+pub fn run(command: &mut Command) -> Result<()> {
+    let shown = format!("{command:?}");
+    let status = command.current_dir(root()).status().with_context(|| format!("start {shown}"))?;
+    ensure!(status.success(), "{shown} ended with {status}");
+    Ok(())
+}
+
+pub fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args);
+    command
+}
+
+/// Builds `monsoon` in the release profile and gives its path.
+pub fn release_binary() -> Result<PathBuf> {
+    run(&mut cargo(&["build", "--release", "--package", "server"]))?;
+    Ok(target_dir().join("release/monsoon"))
+}
+
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// A server process on a free port of this machine; it ends when this value is dropped.
+pub struct Server {
+    child: Child,
+    pub url: String,
+}
+
+impl Server {
+    /// `command` gets `--host 127.0.0.1 --port PORT`; returns once /health answers 200.
+    pub fn start(command: &mut Command) -> Result<Server> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+        let child = command.spawn().with_context(|| format!("start {command:?}"))?;
+        let mut server = Server { child, url: format!("http://127.0.0.1:{port}") };
+        let started = Instant::now();
+        while get(&format!("{}/health", server.url)).is_err() {
+            if let Some(status) = server.child.try_wait()? {
+                bail!("the server ended while starting: {status}");
+            }
+            let waited = started.elapsed().as_secs();
+            ensure!(waited < START_SECONDS_MAX, "no answer within {START_SECONDS_MAX} s");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(server)
+    }
+
+    /// Resident memory in KiB, as the kernel counts it.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("VmRSS")?;
+        Ok(line.split_whitespace().nth(1).context("VmRSS value")?.parse()?)
+    }
+
+    /// The sum over all label sets of a metric, by its name in the text format.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let text = get(&format!("{}/metrics", self.url))?;
+        let is_it = |l: &&str| l.split(['{', ' ']).next() == Some(name);
+        let values = text.lines().filter(is_it).map(|l| l.rsplit(' ').next().unwrap_or_default());
+        let values: Vec<f64> = values.map(str::parse).collect::<Result<_, _>>()?;
+        ensure!(!values.is_empty(), "no metric {name}");
+        Ok(values.iter().sum())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn get(url: &str) -> Result<String> {
+    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10)));
+    let agent: ureq::Agent = config.build().into();
+    Ok(agent.get(url).call()?.body_mut().read_to_string()?)
+}

@@ -1,0 +1,107 @@
+"""Talks to a running Monsoon with the published OpenAI SDK, as an application would.
+
+    python openai_sdk.py http://127.0.0.1:8000
+
+Ends with status 1 at the first answer that breaks the SDK's or our own promises.
+"""
+
+import sys
+
+import openai
+
+QUESTIONS = {
+    "English": "Name three colours of the rainbow.",
+    "Chinese": "请用一句话介绍北京。",
+    "Arabic": "اكتب جملة قصيرة عن البحر.",
+    "Hindi": "भारत की राजधानी क्या है? एक वाक्य में बताइए।",
+    "Thai": "ช่วยแนะนำกรุงเทพมหานครในหนึ่งประโยค",
+}
+
+
+def check(condition, what):
+    if not condition:
+        sys.exit(f"FAILED: {what}")
+
+
+def stream_text(client, model, **request):
+    """The concatenated deltas of the only choice, its finish reason and the usage."""
+    text, finish, usage, roles = "", None, None, 0
+    stream = client.chat.completions.create(
+        model=model, stream=True, stream_options={"include_usage": True}, **request
+    )
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            roles += choice.delta.role is not None
+            check(finish is None, "no delta follows the finish reason")
+            finish = choice.finish_reason or finish
+            piece = choice.delta.content or ""
+            check("\ufffd" not in piece, f"a broken character in {piece!r}")
+            text += piece
+    check(roles == 1, f"the role comes once, not {roles} times")
+    return text, finish, usage
+
+
+def chat_in_every_language(client, model):
+    for language, question in QUESTIONS.items():
+        request = {
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": 48,
+            "temperature": 0,
+        }
+        streamed, finish, usage = stream_text(client, model, **request)
+        whole = client.chat.completions.create(model=model, **request)
+        check(streamed.strip(), f"{language}: an answer with text")
+        check(whole.choices[0].message.content == streamed, f"{language}: streamed = whole")
+        check(whole.choices[0].finish_reason == finish, f"{language}: finish reason")
+        check(usage.completion_tokens == whole.usage.completion_tokens, f"{language}: usage")
+        print(f"{language}: {streamed!r}")
+
+
+def seeds_and_choices(client, model):
+    request = {"messages": [{"role": "user", "content": "Write one word."}], "max_tokens": 12}
+    request |= {"temperature": 1.0, "seed": 7, "n": 3, "logprobs": True, "top_logprobs": 2}
+    first = client.chat.completions.create(model=model, **request)
+    again = client.chat.completions.create(model=model, **request)
+    check([c.index for c in first.choices] == [0, 1, 2], "three choices in order")
+    texts = [c.message.content for c in first.choices]
+    check(texts == [c.message.content for c in again.choices], "same seed, same texts")
+    entry = first.choices[0].logprobs.content[0]
+    check(len(entry.top_logprobs) == 2 and entry.logprob <= 0, "two alternatives a token")
+
+
+def completions(client, model):
+    done = client.completions.create(
+        model=model, prompt="def add(a, b):\n", max_tokens=16, temperature=0, echo=True
+    )
+    check(done.choices[0].text.startswith("def add(a, b):\n"), "echo starts with the prompt")
+    stopped = client.completions.create(
+        model=model, prompt="1, 2, 3, 4,", max_tokens=32, temperature=0, stop=["7"]
+    )
+    check("7" not in stopped.choices[0].text, "nothing of the stop string is sent")
+
+
+def refusals(client, model):
+    messages = [{"role": "user", "content": "hi"}]
+    try:
+        client.chat.completions.create(model="no-such-model", messages=messages)
+        sys.exit("FAILED: an unknown model was accepted")
+    except openai.NotFoundError as error:
+        check("no-such-model" in str(error), "the error names the model")
+    try:
+        client.chat.completions.create(model=model, messages=messages, temperature=-1)
+        sys.exit("FAILED: a negative temperature was accepted")
+    except openai.BadRequestError as error:
+        check("temperature" in str(error), "the error names the field")
+
+
+def main():
+    client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="none", max_retries=0)
+    model = client.models.list().data[0].id
+    for scenario in (chat_in_every_language, seeds_and_choices, completions, refusals):
+        scenario(client, model)
+        print("ok:", scenario.__name__)
+
+
+if __name__ == "__main__":
+    main()
