@@ -6,4 +6,7 @@ mod model_runner;
 pub mod sampler;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 pub use group::{RankConfig, RankGroup, RankStartError};

@@ -13,9 +13,10 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Best first: the higher logit, then the lower id.
+    /// Best first: the higher logit, then the lower id. Zeros of either sign are equal.
     pub fn order(&self, other: &Candidate) -> Ordering {
-        other.logit.total_cmp(&self.logit).then(self.id.cmp(&other.id))
+        let by_logit = other.logit.partial_cmp(&self.logit).expect("NaN was replaced");
+        by_logit.then(self.id.cmp(&other.id))
     }
 }
 

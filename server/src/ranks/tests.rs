@@ -1,0 +1,264 @@
+//! The group with models whose every answer is known: token t is followed by t + 1.
+
+use super::group::{RankConfig, RankGroup, RankStartError};
+use super::worker::RankSpec;
+use crate::engine::plan::PromptScore;
+use crate::engine::{
+    BlockId, Chunk, ChunkOutput, Plan, Runner, RunnerError, SampleStep, SamplingParams, SequenceId,
+    StepOutput,
+};
+use kernels::comm::Communicator;
+use kernels::comm::solo::Solo;
+use kernels::{Backend, DType, KernelError, Tensor};
+use models::config::{Architecture, RopeConfig};
+use models::{ForwardBatch, ForwardContext, LoadError, Model, ModelConfig, TokenId};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+const VOCAB: usize = 300;
+/// Tokens that make the model fail.
+const PANIC: u32 = 290;
+const ERROR: u32 = 291;
+const NAN: u32 = 292;
+
+#[test]
+fn every_chunk_gets_its_own_answers_in_order() {
+    let mut group = start(&config(), Vec::new()).unwrap();
+    for step in 0..3 {
+        // 100 rows to sample: more than one group of logits.
+        let mut chunks: Vec<Chunk> = (0..100).map(|i| sampled(i, &[i as u32 + 7])).collect();
+        chunks.insert(50, chunk(200, &[1, 2, 3]));
+        chunks.push(Chunk {
+            prompt_logprobs: Some(PromptScore { targets: vec![TokenId(42), TokenId(9)], top: 2 }),
+            ..sampled(300, &[41, 42, 43])
+        });
+        let output = run(&mut group, step, chunks).unwrap();
+        let token = |chunk: &ChunkOutput| chunk.sampled.as_ref().map(|s| s.token.0);
+        for i in 0..100 {
+            let place = if i < 50 { i } else { i + 1 };
+            assert_eq!(token(&output.chunks[place]), Some(i as u32 + 8));
+        }
+        assert_eq!(output.chunks[50], ChunkOutput::default());
+        let last = &output.chunks[101];
+        assert_eq!(token(last), Some(44));
+        let ranks: Vec<_> = last.prompt_logprobs.iter().map(|p| (p.token.0, p.rank)).collect();
+        // After 42 comes 43 with the highest logit; 9 is the tenth of the equal others.
+        assert_eq!(ranks, [(42, 1), (9, 11)]);
+        assert_eq!(last.prompt_logprobs[1].top[0].0, TokenId(43));
+    }
+}
+
+#[test]
+fn an_empty_plan_has_an_empty_answer() {
+    let mut group = start(&config(), Vec::new()).unwrap();
+    assert_eq!(run(&mut group, 0, Vec::new()), Ok(StepOutput::default()));
+}
+
+#[test]
+fn whatever_breaks_in_a_rank_is_told_and_stays_told() {
+    let too_many = (0..129).map(|i| chunk(i, &[1])).collect::<Vec<_>>();
+    let cases = [
+        (vec![chunk(0, &[PANIC])], "panic: token 290 is cursed"),
+        (vec![chunk(0, &[ERROR])], "device lost: token 291"),
+        (vec![sampled(5, &[NAN])], "sequence 5: none of the 300 logits is finite"),
+        (too_many, "panic: the plan has 129 chunks, the limit is 128"),
+    ];
+    for (chunks, expected) in cases {
+        let mut group = start(&config(), Vec::new()).unwrap();
+        assert!(run(&mut group, 0, vec![sampled(0, &[1])]).is_ok());
+        let failed = Err(RunnerError::RankFailed { rank: 0, reason: expected.to_string() });
+        assert_eq!(run(&mut group, 1, chunks), failed);
+        assert_eq!(group.launch(&Plan::default()), failed.clone().map(|_| ()));
+        assert_eq!(group.collect(), failed);
+    }
+}
+
+#[test]
+fn a_model_that_cannot_start_is_reported() {
+    let fails = RankGroup::start(config(), || Err(LoadError::MissingTensor { name: "w".into() }));
+    assert!(matches!(fails, Err(RankStartError::Load(_))));
+    let panics = RankGroup::start(config(), || panic!("no such luck"));
+    let Err(RankStartError::Panicked { rank: 0, reason }) = panics else { panic!("started") };
+    assert_eq!(reason, "no such luck");
+    let huge = RankConfig { num_blocks: usize::MAX / 1024, ..config() };
+    let fails = start(&huge, Vec::new());
+    assert!(matches!(fails, Err(RankStartError::Load(LoadError::Kernel(_)))));
+}
+
+#[test]
+fn every_rank_computes_and_rank_0_answers() {
+    let (seen, heard) = channel();
+    let mut group = start(&config(), vec![seen.clone(), seen]).unwrap();
+    let output = run(&mut group, 3, vec![sampled(0, &[5])]).unwrap();
+    assert_eq!(output.chunks[0].sampled.as_ref().unwrap().token, TokenId(6));
+    drop(group);
+    let mut ranks: Vec<usize> = heard.iter().collect();
+    ranks.sort();
+    assert_eq!(ranks, [0, 1]);
+}
+
+#[test]
+fn one_lost_rank_ends_the_group_while_another_waits_for_it() {
+    // Rank 0 waits for a message that nobody sends, as it would in a sum over ranks.
+    let (keep_waiting, wait) = channel::<()>();
+    let waits = FakeModel { waits_for: Some(wait), ..FakeModel::new() };
+    let specs = vec![spec(0, 2, waits), spec(1, 2, FakeModel::new())];
+    let mut group = RankGroup::start_all(specs).unwrap();
+    let result = run(&mut group, 0, vec![chunk(0, &[PANIC])]);
+    let reason = "panic: token 290 is cursed".to_string();
+    assert_eq!(result, Err(RunnerError::RankFailed { rank: 1, reason }));
+    drop(group);
+    drop(keep_waiting);
+}
+
+fn run(group: &mut RankGroup, step: u64, chunks: Vec<Chunk>) -> Result<StepOutput, RunnerError> {
+    group.launch(&Plan { step, chunks })?;
+    group.collect()
+}
+
+fn chunk(sequence: u64, token_ids: &[u32]) -> Chunk {
+    Chunk {
+        sequence: SequenceId(sequence),
+        token_ids: token_ids.iter().map(|&t| TokenId(t)).collect(),
+        start: 0,
+        block_table: vec![BlockId(0)],
+        sample: None,
+        prompt_logprobs: None,
+    }
+}
+
+fn sampled(sequence: u64, token_ids: &[u32]) -> Chunk {
+    let (position, history) = (token_ids.len(), Vec::new());
+    let params = Arc::new(SamplingParams::default());
+    let sample = Some(SampleStep { params, position, prompt_len: position, history });
+    Chunk { sample, ..chunk(sequence, token_ids) }
+}
+
+fn config() -> RankConfig {
+    RankConfig {
+        backend: Backend::Reference,
+        num_blocks: 2,
+        block_size: 16,
+        kv_dtype: DType::F32,
+        max_num_seqs: 128,
+        max_num_batched_tokens: 256,
+        pin_core: None,
+        sampleable_vocab: VOCAB,
+    }
+}
+
+/// A group of one, or of as many ranks as there are senders.
+fn start(config: &RankConfig, seen: Vec<Sender<usize>>) -> Result<RankGroup, RankStartError> {
+    if seen.is_empty() {
+        return RankGroup::start(config.clone(), || Ok(Box::new(FakeModel::new())));
+    }
+    let world_size = seen.len();
+    let model = |seen| FakeModel { seen: Some(seen), ..FakeModel::new() };
+    let specs = seen.into_iter().enumerate();
+    RankGroup::start_all(specs.map(|(rank, seen)| spec(rank, world_size, model(seen))).collect())
+}
+
+fn spec(rank: usize, world_size: usize, model: FakeModel) -> RankSpec {
+    let communicator: Box<dyn Communicator> = match world_size {
+        1 => Box::new(Solo),
+        _ => Box::new(Silent { rank, world_size }),
+    };
+    RankSpec { config: config(), communicator, model: Box::new(|| Ok(Box::new(model))) }
+}
+
+/// A communicator for models that never use it.
+struct Silent {
+    rank: usize,
+    world_size: usize,
+}
+
+impl Communicator for Silent {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    fn all_reduce_sum(&mut self, _x: &mut Tensor) -> Result<(), KernelError> {
+        Err(KernelError::Device("nobody is there".to_string()))
+    }
+}
+
+struct FakeModel {
+    config: ModelConfig,
+    seen: Option<Sender<usize>>,
+    waits_for: Option<Receiver<()>>,
+}
+
+impl FakeModel {
+    fn new() -> Self {
+        let rope = RopeConfig { theta: 1e4, rotary_dim: 2, yarn: None };
+        let config = ModelConfig {
+            architecture: Architecture::Qwen3,
+            hidden_size: 2,
+            intermediate_size: 2,
+            num_layers: 1,
+            num_heads: 2,
+            num_kv_heads: 2,
+            head_dim: 2,
+            vocab_size: VOCAB,
+            rms_norm_eps: 1e-6,
+            max_position_embeddings: 64,
+            rope,
+            qkv_bias: false,
+            o_bias: false,
+            tie_word_embeddings: true,
+            eos_token_ids: Vec::new(),
+        };
+        Self { config, seen: None, waits_for: None }
+    }
+}
+
+impl Model for FakeModel {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn forward(
+        &self,
+        ctx: &mut ForwardContext,
+        batch: &ForwardBatch,
+        hidden: &mut Tensor,
+    ) -> Result<(), KernelError> {
+        if let Some(seen) = &self.seen {
+            let _ = seen.send(ctx.communicator.rank());
+        }
+        if let Some(wait) = &self.waits_for {
+            let _ = wait.recv();
+        }
+        assert_eq!(hidden.rows(), batch.num_tokens());
+        for (row, &token) in hidden.f32_mut().chunks_mut(2).zip(&batch.token_ids) {
+            assert!(token != PANIC, "token {token} is cursed");
+            if token == ERROR {
+                return Err(KernelError::Device(format!("token {token}")));
+            }
+            row[0] = token as f32;
+        }
+        Ok(())
+    }
+
+    fn logits(
+        &self,
+        _ctx: &mut ForwardContext,
+        hidden: &Tensor,
+        rows: &[u32],
+        logits: &mut Tensor,
+    ) -> Result<(), KernelError> {
+        assert_eq!(logits.shape(), [rows.len(), VOCAB]);
+        for (out, &row) in logits.f32_mut().chunks_mut(VOCAB).zip(rows) {
+            let token = hidden.f32_row(row as usize)[0] as u32;
+            out.fill(if token == NAN { f32::NAN } else { 0.0 });
+            if token != NAN {
+                out[token as usize + 1] = 5.0;
+            }
+        }
+        Ok(())
+    }
+}
