@@ -7,9 +7,11 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use models::weights::Checkpoint;
 use models::{ChatTemplateSource, TokenId, TokenizerSource};
 use serde_json::Value;
-use server::text::{SpecialTokens, TextConfig, TextStage};
+use server::text::{ChatPrompt, SpecialTokens, TextConfig, TextStage};
+use sha2::{Digest, Sha256};
 
 /// Rows of the embedding of every Qwen3 up to 32B.
 const EMBEDDING_ROWS: usize = 151_936;
@@ -17,6 +19,11 @@ const EMBEDDING_ROWS: usize = 151_936;
 static QWEN3: LazyLock<TextStage> = LazyLock::new(|| stage("qwen3.jinja"));
 
 fn stage(template: &str) -> TextStage {
+    let path = tests::data_dir().join("chat").join(template);
+    stage_with_template(&fs::read_to_string(path).unwrap())
+}
+
+fn stage_with_template(template: &str) -> TextStage {
     let dir = tests::data_dir().join("text");
     let mut json = Vec::new();
     let packed = fs::File::open(dir.join("qwen3-tokenizer.json.xz")).unwrap();
@@ -27,8 +34,7 @@ fn stage(template: &str) -> TextStage {
     let config = fs::read_to_string(dir.join("qwen3-tokenizer_config.json")).unwrap();
     let tokenizer_config = Some(serde_json::from_str(&config).unwrap());
     let source = TokenizerSource::HuggingFace { tokenizer_json, tokenizer_config };
-    let template = fs::read_to_string(tests::data_dir().join("chat").join(template)).unwrap();
-    let template = ChatTemplateSource { template };
+    let template = ChatTemplateSource { template: template.to_owned() };
     TextStage::new(&source, Some(&template), EMBEDDING_ROWS, TextConfig::default()).unwrap()
 }
 
@@ -93,4 +99,203 @@ fn nasty_texts_get_the_reference_ids() {
     let cases = lines(&golden("tokenizer", "text", "nasty.jsonl"));
     assert!(cases.len() >= 200, "{} cases", cases.len());
     cases.iter().for_each(check_text);
+}
+
+/// "big" cases are a rule: `"text" * count`, with a digest of the ids.
+#[test]
+fn long_repeats_get_the_reference_ids() {
+    let cases = lines(&golden("tokenizer", "text", "nasty.jsonl"));
+    let big: Vec<_> = cases.iter().filter(|case| case["rule"].is_string()).collect();
+    assert!(!big.is_empty());
+    for case in big {
+        let (text, count) = case["rule"].as_str().unwrap().split_once(" * ").unwrap();
+        let text: String = serde_json::from_str(text).unwrap();
+        let token_ids = encode(&text.repeat(count.parse().unwrap()));
+        assert_eq!(token_ids.len() as u64, case["n"].as_u64().unwrap(), "{}", case["id"]);
+        let bytes: Vec<u8> = token_ids.iter().flat_map(|id| id.0.to_le_bytes()).collect();
+        let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(digest, case["ids_sha256"].as_str().unwrap(), "{}", case["id"]);
+    }
+}
+
+/// Sequences that no text gives: mostly broken characters.
+#[test]
+fn arbitrary_ids_stream_as_the_reference_does() {
+    let cases = lines(&golden("tokenizer", "text", "arbitrary_ids.jsonl"));
+    assert!(cases.len() >= 100, "{} cases", cases.len());
+    for case in &cases {
+        let (id, token_ids) = (&case["id"], ids(&case["ids"]));
+        let (pieces, tail) = stream(&token_ids, SpecialTokens::Keep);
+        let expected: Vec<&str> =
+            case["stream"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
+        assert_eq!(pieces, expected, "{id}");
+        assert_eq!(tail, case["stream_tail"].as_str().unwrap_or(""), "{id}");
+        let decoded = case["decoded"].as_str().unwrap();
+        assert_eq!(block_on(QWEN3.decode(token_ids.clone(), SpecialTokens::Keep)), decoded, "{id}");
+        let skipped = case["decoded_skip_special"].as_str().unwrap_or(decoded);
+        assert_eq!(block_on(QWEN3.decode(token_ids, SpecialTokens::Skip)), skipped, "{id}");
+    }
+}
+
+#[test]
+fn escapes_in_json_are_the_characters_they_name() {
+    let path = golden("tokenizer", "text", "json_escapes.json");
+    let golden: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let mut num_texts = 0;
+    for case in golden["cases"].as_array().unwrap() {
+        let parsed =
+            serde_json::from_str::<String>(&format!("\"{}\"", case["escaped"].as_str().unwrap()));
+        let Ok(text) = parsed else {
+            assert_eq!(case["lone_surrogate"], true, "{case}");
+            continue;
+        };
+        assert_eq!(text, case["text"].as_str().unwrap());
+        assert_eq!(encode(&text), ids(&case["ids"]), "{case}");
+        num_texts += 1;
+    }
+    assert!(num_texts >= 5);
+}
+
+/// In a chat, the text of a special token is text; other added tokens are tokens everywhere.
+#[test]
+fn special_tokens_in_messages_are_encoded_as_text() {
+    let stage = stage_with_template("{{ messages[0].content }}");
+    let cases = lines(&golden("tokenizer", "text", "nasty.jsonl"));
+    let mut num_special = 0;
+    for case in cases.iter().filter(|case| case["text"].is_string()) {
+        let expected = case.get("ids_special_as_text").inspect(|_| num_special += 1);
+        let message = serde_json::json!({"role": "user", "content": case["text"]});
+        let chat = ChatPrompt { messages: vec![message], ..ChatPrompt::default() };
+        let encoded = block_on(stage.encode_chat(chat)).unwrap();
+        assert_eq!(encoded.text, case["text"].as_str().unwrap());
+        assert_eq!(encoded.token_ids, ids(expected.unwrap_or(&case["ids"])), "{}", case["id"]);
+    }
+    assert!(num_special >= 5);
+}
+
+#[test]
+fn the_qwen3_template_renders_and_encodes_as_the_reference_does() {
+    check_template(&QWEN3, "qwen3.json");
+}
+
+#[test]
+fn the_qwen25_template_renders_as_the_reference_does() {
+    check_template(&stage("qwen2.5-coder.jinja"), "qwen2.5-coder.json");
+}
+
+fn check_template(stage: &TextStage, file: &str) {
+    let text = fs::read_to_string(golden("chat", "chat", file)).unwrap();
+    let golden: Value = serde_json::from_str(&text).unwrap();
+    let cases = golden["cases"].as_array().unwrap();
+    assert!(cases.len() >= 30);
+    for case in cases {
+        let name = case["name"].as_str().unwrap();
+        let encoded = block_on(stage.encode_chat(chat_of(case))).unwrap();
+        // The reference renders arguments that come as a string as they are; here, as OpenAI's
+        // interface wants it, they are parsed and written again by the template.
+        let compact = if file == "qwen3.json" {
+            r#"{"city":"Zürich"}"#
+        } else {
+            r#""{\"city\":\"Zürich\"}""#
+        };
+        let mut rendered = case["rendered"].as_str().unwrap().to_owned();
+        if name == "tool_call_string_args" {
+            rendered = rendered.replace(compact, r#"{"city": "Zürich"}"#);
+        }
+        assert_eq!(encoded.text, rendered, "{name}");
+        // Here the special tokens of the messages become tokens, as in the reference.
+        let as_prompt = block_on(stage.encode_text(rendered)).unwrap();
+        if name == "special_in_user" {
+            assert_ne!(encoded.token_ids, as_prompt.token_ids);
+        } else if name == "tool_call_string_args" || case["ids"].is_null() {
+            assert_eq!(encoded.token_ids, as_prompt.token_ids, "{name}");
+        } else {
+            assert_eq!(encoded.token_ids, ids(&case["ids"]), "{name}");
+        }
+    }
+}
+
+fn chat_of(case: &Value) -> ChatPrompt {
+    let messages = case.get("flattened_messages").unwrap_or(&case["messages"]);
+    let mut template_kwargs = serde_json::Map::new();
+    if let Some(thinking) = case.get("enable_thinking").filter(|thinking| !thinking.is_null()) {
+        template_kwargs.insert("enable_thinking".to_owned(), thinking.clone());
+    }
+    ChatPrompt {
+        messages: messages.as_array().unwrap().clone(),
+        tools: case["tools"].as_array().cloned(),
+        template_kwargs,
+        add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap(),
+        continue_final_message: false,
+    }
+}
+
+/// The tokenizer of the default model is built from a GGUF file's metadata: it must agree with
+/// the published tokenizer.json wherever both know the tokens.
+#[test]
+fn the_tokenizer_of_the_gguf_file_agrees_with_the_published_one() {
+    let Some(path) = tests::real_model() else { return };
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let template = checkpoint.chat_template.as_ref();
+    let gguf =
+        TextStage::new(&checkpoint.tokenizer, template, EMBEDDING_ROWS, TextConfig::default())
+            .unwrap();
+    assert_eq!(gguf.vocab_size(), 151_665);
+    assert_eq!(gguf.eos_token_ids(), [TokenId(151_645)]);
+    let known =
+        |token_ids: &[TokenId]| token_ids.iter().all(|id| (id.0 as usize) < gguf.vocab_size());
+    let mut num_compared = 0;
+    for file in ["languages.jsonl", "nasty.jsonl"] {
+        for case in lines(&golden("tokenizer", "text", file)) {
+            let Some(text) = case["text"].as_str() else { continue };
+            let expected = ids(&case["ids"]);
+            if known(&expected) {
+                let encoded = block_on(gguf.encode_text(text.to_owned())).unwrap();
+                assert_eq!(encoded.token_ids, expected, "{}", case["id"]);
+                let decoded = block_on(gguf.decode(expected, SpecialTokens::Keep));
+                assert_eq!(decoded, case["decoded"].as_str().unwrap_or(text), "{}", case["id"]);
+                num_compared += 1;
+            }
+        }
+    }
+    assert!(num_compared >= 250, "{num_compared}");
+    check_template(&gguf, "qwen2.5-coder.json");
+    for id in (0..gguf.vocab_size() as u32).map(TokenId) {
+        assert_eq!(gguf.token_bytes(id), QWEN3.token_bytes(id), "{id}");
+    }
+}
+
+/// The prompts of the real model's reference run, and the chats of the tiny models'.
+#[test]
+fn prompts_of_the_model_references_get_their_ids() {
+    let Some(golden) = tests::golden_dir() else { return println!("skipped: no reference data") };
+    let read =
+        |path: PathBuf| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+    let real = read(golden.join("real/qwen2.5-coder-0.5b-q4_k_m.json"));
+    for prompt in real["prompts"].as_array().unwrap() {
+        assert_eq!(encode(prompt["text"].as_str().unwrap()), ids(&prompt["prompt_ids"]));
+    }
+    for model in ["qwen2-tied", "qwen3-tied", "qwen3_5", "qwen3-moe"] {
+        let folder = golden.join("models").join(model);
+        let tokenizer_json = folder.join("tokenizer.json");
+        let config = read(folder.join("tokenizer_config.json"));
+        let template = config["chat_template"].as_str().unwrap().to_owned();
+        let source =
+            TokenizerSource::HuggingFace { tokenizer_json, tokenizer_config: Some(config) };
+        let template = ChatTemplateSource { template };
+        let stage = TextStage::new(&source, Some(&template), 1152, TextConfig::default()).unwrap();
+        let cases = read(folder.join("golden.json"))["text_cases"].as_array().unwrap().clone();
+        assert!(!cases.is_empty());
+        for case in cases {
+            let kwargs = serde_json::json!({"enable_thinking": false});
+            let chat = ChatPrompt {
+                messages: case["messages"].as_array().unwrap().clone(),
+                template_kwargs: kwargs.as_object().unwrap().clone(),
+                add_generation_prompt: true,
+                ..ChatPrompt::default()
+            };
+            let encoded = block_on(stage.encode_chat(chat)).unwrap();
+            assert_eq!(encoded.token_ids, ids(&case["ids"]), "{model}");
+        }
+    }
 }
