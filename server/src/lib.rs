@@ -1,5 +1,9 @@
 //! Monsoon's server: HTTP in, tokens out. The binary is `main.rs`; this library holds its rooms so that tests can enter them.
 
+pub mod commands;
+pub mod config;
+pub mod hub;
+pub mod machine;
 pub mod text;
 pub mod engine;
 pub mod ranks;
