@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use super::arena::Arena;
 use super::memory::SharedMut;
 use super::thread_pool::ThreadPool;
 use std::sync::{Arc, OnceLock};
@@ -81,18 +82,21 @@ impl Isa {
 pub struct CpuDevice {
     pub pool: Arc<ThreadPool>,
     pub isa: Isa,
+    /// Where this device's weights lie.
+    pub arena: Arc<Arena>,
 }
 
 impl CpuDevice {
     /// `num_threads`: compute threads, the calling rank thread included. `pin_to`: one core per
     /// thread, or none.
     pub fn new(num_threads: usize, pin_to: Option<&[usize]>) -> Self {
-        Self { pool: Arc::new(ThreadPool::new(num_threads, pin_to)), isa: Isa::detect() }
+        let pool = Arc::new(ThreadPool::new(num_threads, pin_to));
+        Self { pool, isa: Isa::detect(), arena: Arc::default() }
     }
 
     /// The same threads with other instructions, for tests that compare them.
     pub fn with_isa(&self, isa: Isa) -> Self {
-        Self { pool: self.pool.clone(), isa }
+        Self { isa, ..self.clone() }
     }
 
     /// Calls `task(first_row, rows)` for ranges of whole rows that together are `out`, in parallel

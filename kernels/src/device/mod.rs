@@ -1,5 +1,6 @@
 //! The machines that ops run on, and their memory.
 
+pub mod arena;
 pub mod cpu;
 pub mod memory;
 pub mod simd;

@@ -52,12 +52,13 @@ impl Weight {
         }
         let storage = match backend {
             Backend::Reference => Storage::Raw(bytes),
-            Backend::Cpu(device) => {
-                let pool = &device.pool;
-                let packed =
-                    cpu::pack::Packed::new(pool, dtype, out_features, in_features, &bytes)?;
-                Storage::Packed(packed)
-            }
+            Backend::Cpu(device) => Storage::Packed(cpu::pack::Packed::new(
+                device,
+                dtype,
+                out_features,
+                in_features,
+                &bytes,
+            )?),
         };
         Ok(Weight { dtype, out_features, in_features, storage })
     }

@@ -14,9 +14,6 @@ use super::{Job, Sums};
 use crate::DType;
 use std::arch::x86_64::*;
 
-/// How far ahead of the block at hand its successors are asked for.
-const PREFETCH_BYTES: usize = 2048;
-
 pub fn kernel(dtype: DType) -> fn(&Job, &mut Sums) {
     use super::format::{Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
     match dtype {
@@ -180,10 +177,6 @@ unsafe fn unpack<F: Quantised>(header: *const u8, block: *const u8) -> Block {
     // SAFETY: `block` has SCALE_BYTES and then the codes; `header` has one or two times 32 bytes
     // where they are read.
     unsafe {
-        let ahead = block.wrapping_add(PREFETCH_BYTES);
-        for line in 0..format.block_bytes().div_ceil(64) {
-            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
-        }
         let words = unpack_codes::<F>(block.add(SCALE_BYTES));
         let (low, high) = (block.cast::<__m128i>(), block.add(TILE_ROWS).cast::<__m128i>());
         let (scales, second) = match format.correction {

@@ -4,24 +4,25 @@ use super::format::{
     BLOCK_LEN, Codes, Format, NIBBLE_BYTES, SCALE_BYTES, TILE_ROWS, WORD_BYTES, WORDS, format_of,
     tile_bytes,
 };
-use crate::device::memory::{AlignedVec, SharedMut};
-use crate::device::thread_pool::ThreadPool;
+use crate::device::arena::ArenaBytes;
+use crate::device::cpu::CpuDevice;
+use crate::device::memory::SharedMut;
 use crate::ops::dequantize::reference::k_scale_min;
 use crate::{DType, KernelError};
 
 /// A weight as tiles of 16 rows, see `format`. Rows past the last are zero.
 #[derive(Debug)]
 pub struct Packed {
-    bytes: AlignedVec<u8>,
+    bytes: ArenaBytes,
     tile_bytes: usize,
 }
 
 impl Packed {
-    /// Repacks row-major `bytes` on the threads of `pool`.
+    /// Repacks row-major `bytes` on the threads of `device`.
     ///
     /// Errors: `OutOfMemory`.
     pub fn new(
-        pool: &ThreadPool,
+        device: &CpuDevice,
         dtype: DType,
         out_features: usize,
         in_features: usize,
@@ -31,10 +32,10 @@ impl Packed {
         let tile_bytes = tile_bytes(dtype, in_features).unwrap_or(usize::MAX);
         let packed_bytes = tile_bytes.saturating_mul(num_tiles);
         let no_memory = KernelError::OutOfMemory { what: "packed weight", bytes: packed_bytes };
-        let mut packed = AlignedVec::try_zeroed(packed_bytes).ok_or(no_memory)?;
+        let mut packed = device.arena.try_zeroed(packed_bytes).ok_or(no_memory)?;
         let row_bytes = bytes.len() / out_features;
         let tiles = SharedMut::new(&mut packed[..]);
-        pool.run_ranges(num_tiles, 1, &|range| {
+        device.pool.run_ranges(num_tiles, 1, &|range| {
             for tile in range {
                 let source = &bytes[tile * TILE_ROWS * row_bytes..];
                 let rows: Vec<&[u8]> = source.chunks_exact(row_bytes).take(TILE_ROWS).collect();
