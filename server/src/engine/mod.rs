@@ -1,12 +1,28 @@
 //! Decides what runs next: no JSON, no clock, no hidden randomness. Async ends at `handle.rs`.
 
 pub mod request;
+pub mod handle;
+mod event_queue;
+pub mod engine_loop;
+pub mod scheduler;
+pub mod sequence;
+pub mod policy;
+pub mod blocks;
 pub mod plan;
 pub mod runner;
+pub mod stats;
 
-pub use plan::{BlockId, Chunk, ChunkOutput, Plan, SampleStep, SequenceId, StepOutput};
+pub use blocks::PrefixCaching;
+pub use engine_loop::{Engine, EngineThread, start};
+pub use handle::{Admission, EngineHandle, EngineHealth, TokenStream};
+pub use plan::{
+    BlockId, Chunk, ChunkOutput, Plan, PromptScore, SampleStep, SequenceId, StepOutput,
+};
+pub use policy::PolicyKind;
 pub use request::{
     CacheSalt, EngineError, Event, FinishReason, Rejected, Request, SampledToken, SamplingParams,
     TokenLogprobs,
 };
 pub use runner::{Runner, RunnerError};
+pub use scheduler::EngineConfig;
+pub use stats::{EngineStats, STEP_TOKENS_BOUNDS};

@@ -150,6 +150,8 @@ pub enum Rejected {
 pub enum EngineError {
     #[error("the request needs {needed} cache blocks, the cache has {total}")]
     NeverFits { needed: usize, total: usize },
+    #[error("the prompt has {tokens} tokens, the limit is {tokens_max}")]
+    PromptTooLong { tokens: usize, tokens_max: usize },
     #[error("the compute device was lost: {0}")]
     DeviceLost(String),
 }

@@ -15,4 +15,6 @@ pub trait Runner: Send {
 pub enum RunnerError {
     #[error("rank {rank} failed: {reason}")]
     RankFailed { rank: usize, reason: String },
+    #[error("the engine panicked: {reason}")]
+    EnginePanicked { reason: String },
 }

@@ -1,0 +1,152 @@
+//! Finds blocks that already hold the keys and values of a prefix.
+
+use crate::engine::plan::BlockId;
+use crate::engine::request::CacheSalt;
+use models::TokenId;
+use std::collections::HashMap;
+
+/// Names a full block by all that its contents depend on: the salt and every token up to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlockHash([u8; 32]);
+
+/// The hashes of a sequence's full blocks, computed once and kept as the sequence grows.
+#[derive(Debug, Clone)]
+pub struct HashChain {
+    salt: CacheSalt,
+    hashes: Vec<BlockHash>,
+}
+
+impl HashChain {
+    pub fn new(salt: CacheSalt) -> Self {
+        Self { salt, hashes: Vec::new() }
+    }
+
+    pub fn salt(&self) -> CacheSalt {
+        self.salt
+    }
+
+    /// Hashes of the first `num_blocks` blocks of `token_ids`, which only ever grows at its end.
+    pub fn blocks(
+        &mut self,
+        token_ids: &[TokenId],
+        block_size: usize,
+        num_blocks: usize,
+    ) -> &[BlockHash] {
+        while self.hashes.len() < num_blocks {
+            let start = self.hashes.len() * block_size;
+            let block = &token_ids[start..start + block_size];
+            self.hashes.push(block_hash(self.salt, self.hashes.last(), block));
+        }
+        &self.hashes[..num_blocks]
+    }
+}
+
+/// What comes before a cached block. An entry's number is never used twice, so equal parents mean
+/// equal contents all the way to the root, whatever the hashes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parent {
+    Root(CacheSalt),
+    Entry(u64),
+}
+
+/// A cached block, and the name its children know it by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CachedBlock {
+    pub block: BlockId,
+    pub as_parent: Parent,
+}
+
+/// What `PrefixCache::find` knows of a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    Hit(CachedBlock),
+    /// Another block has this hash: a collision. It is never returned.
+    Different,
+    Nothing,
+}
+
+/// Full, computed blocks by hash. Entries are compared on every hit: a collision costs a miss,
+/// never a wrong text.
+pub struct PrefixCache {
+    entries: HashMap<BlockHash, Entry>,
+    /// The hash each block is cached under.
+    hash_of_block: Vec<Option<BlockHash>>,
+    next_number: u64,
+}
+
+struct Entry {
+    number: u64,
+    block: BlockId,
+    parent: Parent,
+    token_ids: Box<[TokenId]>,
+}
+
+impl PrefixCache {
+    pub fn new(num_blocks: usize) -> Self {
+        Self { entries: HashMap::new(), hash_of_block: vec![None; num_blocks], next_number: 0 }
+    }
+
+    pub fn find(&self, hash: &BlockHash, parent: Parent, token_ids: &[TokenId]) -> Found {
+        match self.entries.get(hash) {
+            None => Found::Nothing,
+            Some(entry) if entry.parent == parent && *entry.token_ids == *token_ids => {
+                Found::Hit(entry.cached())
+            }
+            Some(_) => Found::Different,
+        }
+    }
+
+    /// Enters a block whose hash `find` does not know.
+    pub fn insert(
+        &mut self,
+        hash: BlockHash,
+        parent: Parent,
+        token_ids: &[TokenId],
+        block: BlockId,
+    ) -> CachedBlock {
+        let entry = Entry { number: self.next_number, block, parent, token_ids: token_ids.into() };
+        self.next_number += 1;
+        let cached = entry.cached();
+        let earlier = self.entries.insert(hash, entry);
+        assert!(earlier.is_none(), "a hash is cached once");
+        let earlier = self.hash_of_block[block.0 as usize].replace(hash);
+        assert!(earlier.is_none(), "block {} is cached under one hash", block.0);
+        cached
+    }
+
+    pub fn contains_block(&self, block: BlockId) -> bool {
+        self.hash_of_block[block.0 as usize].is_some()
+    }
+
+    /// Forgets what the block holds, since it is about to be overwritten. Returns whether it was
+    /// cached.
+    pub fn evict(&mut self, block: BlockId) -> bool {
+        let Some(hash) = self.hash_of_block[block.0 as usize].take() else { return false };
+        let entry = self.entries.remove(&hash).expect("cached blocks have an entry");
+        assert_eq!(entry.block, block, "an entry and its block name each other");
+        true
+    }
+
+    pub fn num_blocks(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+impl Entry {
+    fn cached(&self) -> CachedBlock {
+        CachedBlock { block: self.block, as_parent: Parent::Entry(self.number) }
+    }
+}
+
+/// Hash of the salt, of the parent's hash (none at the root), and of the block's tokens.
+fn block_hash(salt: CacheSalt, parent: Option<&BlockHash>, token_ids: &[TokenId]) -> BlockHash {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&salt.0);
+    // The root is told from a parent whose hash is all zeros.
+    hasher.update(&[u8::from(parent.is_some())]);
+    hasher.update(&parent.map_or([0; 32], |hash| hash.0));
+    for token in token_ids {
+        hasher.update(&token.0.to_le_bytes());
+    }
+    BlockHash(*hasher.finalize().as_bytes())
+}

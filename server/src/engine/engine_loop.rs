@@ -1,0 +1,194 @@
+//! The engine thread: intake, schedule, launch, collect, commit, events.
+
+use super::event_queue::EventSender;
+use super::handle::{EngineHandle, Intake, Shared};
+use super::plan::{Plan, SequenceId};
+use super::request::{EngineError, Event, Request};
+use super::runner::{Runner, RunnerError};
+use super::scheduler::{Aborted, EngineConfig, Scheduler};
+use super::sequence::Sequence;
+use super::stats::EngineStats;
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// A scheduler and the runner that computes its plans: the whole engine, without thread or clock.
+pub struct Engine<R: Runner> {
+    scheduler: Scheduler,
+    runner: R,
+    under_way: Option<Plan>,
+}
+
+impl<R: Runner> Engine<R> {
+    pub fn new(config: EngineConfig, runner: R) -> Self {
+        Self { scheduler: Scheduler::new(config), runner, under_way: None }
+    }
+
+    /// Takes in a request that has passed `EngineConfig::check`. `id` is new.
+    pub fn submit(&mut self, id: SequenceId, request: Request, arrival: Instant) {
+        self.scheduler.add(Sequence::new(id, request, arrival));
+    }
+
+    /// Drops a request and frees its blocks at once; nothing happens if it has ended.
+    pub fn abort(&mut self, id: SequenceId) -> Aborted {
+        self.scheduler.abort(id)
+    }
+
+    /// Runs one step. The events of one sequence are side by side.
+    pub fn step(&mut self, now: Instant) -> Result<Vec<(SequenceId, Event)>, RunnerError> {
+        self.launch(now)?;
+        self.collect()
+    }
+
+    /// Starts a step, if there is work. Returns the sequences scheduled for the first time.
+    pub fn launch(&mut self, now: Instant) -> Result<Vec<SequenceId>, RunnerError> {
+        assert!(self.under_way.is_none(), "one step is under way at a time");
+        let plan = self.scheduler.schedule(now);
+        if !plan.chunks.is_empty() {
+            self.runner.launch(&plan)?;
+            self.under_way = Some(plan);
+        }
+        Ok(self.scheduler.take_started())
+    }
+
+    /// Waits for the step under way, if there is one.
+    pub fn collect(&mut self) -> Result<Vec<(SequenceId, Event)>, RunnerError> {
+        let Some(plan) = self.under_way.take() else { return Ok(Vec::new()) };
+        let output = self.runner.collect()?;
+        Ok(self.scheduler.commit(plan, output))
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.scheduler.is_idle()
+    }
+
+    pub fn stats(&self) -> EngineStats {
+        self.scheduler.stats()
+    }
+
+    pub fn runner(&self) -> &R {
+        &self.runner
+    }
+
+    /// Asserts the engine's invariants between steps; for tests.
+    pub fn assert_consistent(&self) {
+        self.scheduler.assert_consistent();
+    }
+}
+
+/// Starts the engine thread. It ends when it is drained, or when all handles are dropped and all
+/// requests have ended, or when the device is lost.
+pub fn start<R: Runner + 'static>(config: EngineConfig, runner: R) -> (EngineHandle, EngineThread) {
+    config.assert_valid();
+    let (handle, shared) = EngineHandle::new(config.clone());
+    let thread = std::thread::Builder::new()
+        .name("engine".into())
+        .spawn(move || serve(Engine::new(config, runner), &shared))
+        .expect("the system can start a thread");
+    (handle, EngineThread(thread))
+}
+
+/// The engine thread, to be waited for.
+pub struct EngineThread(JoinHandle<Result<(), RunnerError>>);
+
+impl EngineThread {
+    /// Waits for the end. Errors: the device was lost, or the engine panicked; all requests in
+    /// progress got `Event::Failed`.
+    pub fn join(self) -> Result<(), RunnerError> {
+        self.0.join().unwrap_or_else(|panic| Err(panicked(&*panic)))
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
+/// A request in progress as the thread sees it.
+struct Client {
+    events: EventSender,
+    prompt_len: usize,
+}
+
+/// Ordered, so that all can be told in a fixed order.
+type Clients = BTreeMap<SequenceId, Client>;
+
+fn serve<R: Runner>(mut engine: Engine<R>, shared: &Arc<Shared>) -> Result<(), RunnerError> {
+    let mut clients = Clients::new();
+    let run = AssertUnwindSafe(|| run(&mut engine, shared, &mut clients));
+    let result = catch_unwind(run).unwrap_or_else(|panic| Err(panicked(&*panic)));
+    if let Err(error) = &result {
+        let unseen = shared.stop(error.to_string(), clients.len());
+        let lost = EngineError::DeviceLost(error.to_string());
+        let unseen = unseen.submissions.into_iter().map(|submission| submission.events);
+        for events in clients.into_values().map(|client| client.events).chain(unseen) {
+            events.send([Event::Failed(lost.clone())]);
+        }
+    }
+    result
+}
+
+fn run<R: Runner>(
+    engine: &mut Engine<R>,
+    shared: &Shared,
+    clients: &mut Clients,
+) -> Result<(), RunnerError> {
+    while let Some(intake) = shared.take(engine.is_idle()) {
+        take_in(engine, shared, clients, intake);
+        if engine.is_idle() {
+            shared.publish(engine.stats());
+            continue;
+        }
+        let start = shared.step_started();
+        for id in engine.launch(start)? {
+            shared.leave_waiting(clients[&id].prompt_len);
+        }
+        shared.publish(engine.stats());
+        let events = engine.collect()?;
+        shared.step_ended(start);
+        deliver(events, clients);
+    }
+    shared.publish(engine.stats());
+    Ok(())
+}
+
+fn take_in<R: Runner>(
+    engine: &mut Engine<R>,
+    shared: &Shared,
+    clients: &mut Clients,
+    intake: Intake,
+) {
+    for submission in intake.submissions {
+        let prompt_len = submission.request.prompt.len();
+        clients.insert(submission.id, Client { events: submission.events, prompt_len });
+        engine.submit(submission.id, submission.request, submission.arrival);
+    }
+    for id in intake.aborts {
+        // A request may end in the step in which its client leaves.
+        let Some(client) = clients.remove(&id) else { continue };
+        if engine.abort(id) == Aborted::Unstarted {
+            shared.leave_waiting(client.prompt_len);
+        }
+    }
+}
+
+/// Hands each sequence its events in one go.
+fn deliver(events: Vec<(SequenceId, Event)>, clients: &mut Clients) {
+    let mut events = events.into_iter().peekable();
+    while let Some((id, first)) = events.next() {
+        let rest = std::iter::from_fn(|| events.next_if(|(other, _)| *other == id));
+        let client = clients.get(&id).expect("running sequences have a client");
+        let has_ended = client.events.send(std::iter::once(first).chain(rest.map(|(_, e)| e)));
+        if has_ended {
+            clients.remove(&id);
+        }
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> RunnerError {
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    let reason = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    RunnerError::EnginePanicked { reason: reason.unwrap_or_else(|| "no message".into()) }
+}

@@ -1,0 +1,473 @@
+//! The engine as its clients see it: admission, submission, event streams, health.
+
+use super::event_queue::{EventQueue, EventSender};
+use super::plan::SequenceId;
+use super::request::{Event, Rejected, Request};
+use super::scheduler::EngineConfig;
+use super::stats::EngineStats;
+use futures_util::Stream;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+/// A step that takes longer than this means that the device hangs.
+pub const STEP_TIME_MAX: Duration = Duration::from_secs(8);
+
+/// The way into the engine. Cheap to clone; when the last clone is dropped, the engine drains.
+#[derive(Clone)]
+pub struct EngineHandle {
+    owner: Arc<Owner>,
+}
+
+/// Places in the waiting queue, reserved before a request is rendered. Dropping it gives back the
+/// unused ones.
+pub struct Admission {
+    shared: Arc<Shared>,
+    places: usize,
+    tokens: usize,
+}
+
+/// The events of one request. Dropping it aborts the request.
+pub struct TokenStream {
+    id: SequenceId,
+    events: Arc<EventQueue>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineHealth {
+    Ok,
+    /// The step under way has taken longer than `STEP_TIME_MAX`.
+    Stuck {
+        step_age: Duration,
+    },
+    Stopped {
+        reason: String,
+    },
+}
+
+impl EngineHandle {
+    pub(super) fn new(config: EngineConfig) -> (Self, Arc<Shared>) {
+        let shared = Arc::new(Shared::new(config));
+        (Self { owner: Arc::new(Owner(Arc::clone(&shared))) }, shared)
+    }
+
+    /// Reserves places in the waiting queue for `num_sequences` requests, all or none, before
+    /// anything is rendered. `prompt_tokens_estimate` is over all of them, and counts until the
+    /// real lengths are known. Never waits.
+    pub fn admit(
+        &self,
+        num_sequences: usize,
+        prompt_tokens_estimate: usize,
+    ) -> Result<Admission, Rejected> {
+        self.shared().reserve(num_sequences, prompt_tokens_estimate)?;
+        Ok(Admission {
+            shared: Arc::clone(self.shared()),
+            places: num_sequences,
+            tokens: prompt_tokens_estimate,
+        })
+    }
+
+    /// Uses one place of the admission. A request that can never fit fails at once, by an event.
+    /// Errors: the real prompt is longer than was reserved and the queue has no room for it, or the
+    /// engine has stopped; the place is given back.
+    pub fn submit(
+        &self,
+        admission: &mut Admission,
+        request: Request,
+    ) -> Result<TokenStream, Rejected> {
+        let reserved_tokens = admission.take_place();
+        let shared = self.shared();
+        let queue = Arc::new(EventQueue::new(request.sampling.max_new_tokens));
+        let events = EventSender::new(&queue);
+        let id = match shared.config.check(&request) {
+            Ok(()) => shared.submit(request, events, reserved_tokens)?,
+            Err(error) => {
+                shared.refuse(reserved_tokens);
+                events.send([Event::Failed(error)]);
+                SequenceId(u64::MAX)
+            }
+        };
+        Ok(TokenStream { id, events: queue, shared: Arc::clone(shared) })
+    }
+
+    pub fn stats(&self) -> EngineStats {
+        self.shared().stats()
+    }
+
+    pub fn health(&self) -> EngineHealth {
+        self.shared().health()
+    }
+
+    /// Refuses new admissions from now on. What was admitted ends normally, then the engine thread
+    /// ends.
+    pub fn drain(&self) {
+        self.shared().drain();
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.owner.0
+    }
+}
+
+impl Admission {
+    /// Requests that may still be submitted.
+    pub fn places(&self) -> usize {
+        self.places
+    }
+
+    /// Returns the place's share of the estimate.
+    fn take_place(&mut self) -> usize {
+        assert!(self.places > 0, "a request is submitted for each admitted sequence, not more");
+        let tokens = self.tokens / self.places;
+        self.places -= 1;
+        self.tokens -= tokens;
+        tokens
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.shared.give_back(self.places, self.tokens);
+    }
+}
+
+impl TokenStream {
+    /// The next event, in the order `Event` states; None after Finished or Failed.
+    pub async fn next(&mut self) -> Option<Event> {
+        std::future::poll_fn(|cx| self.events.poll(cx)).await
+    }
+
+    /// The next event if it is there already.
+    pub fn try_next(&mut self) -> Option<Event> {
+        self.events.try_pop()
+    }
+}
+
+impl Stream for TokenStream {
+    type Item = Event;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll(cx)
+    }
+}
+
+impl Drop for TokenStream {
+    fn drop(&mut self) {
+        if !self.events.has_ended() {
+            self.shared.abort(self.id);
+        }
+    }
+}
+
+/// What the engine thread finds at its door.
+#[derive(Default)]
+pub(super) struct Intake {
+    /// At most waiting_requests_max: each has a reservation.
+    pub submissions: Vec<Submission>,
+    /// At most one for each request in progress.
+    pub aborts: Vec<SequenceId>,
+}
+
+pub(super) struct Submission {
+    pub id: SequenceId,
+    pub request: Request,
+    pub arrival: Instant,
+    pub events: EventSender,
+}
+
+/// What the handles and the engine thread share. Each lock is held for a few instructions.
+pub(super) struct Shared {
+    config: EngineConfig,
+    door: Mutex<Door>,
+    wake: Condvar,
+    published: Mutex<EngineStats>,
+    created: Instant,
+    /// When the step under way started, in milliseconds since `created`, plus 1; 0 between steps.
+    step_start_ms: AtomicU64,
+}
+
+struct Door {
+    phase: Phase,
+    intake: Intake,
+    next_id: u64,
+    /// Reservations of requests that were never scheduled, and their prompt tokens.
+    waiting: usize,
+    waiting_tokens: usize,
+    rejected: Rejections,
+}
+
+enum Phase {
+    Open,
+    Draining,
+    Drained,
+    Lost(String),
+}
+
+#[derive(Default)]
+struct Rejections {
+    queue_full: u64,
+    too_many_tokens: u64,
+    shutting_down: u64,
+    engine_stopped: u64,
+    never_fits: u64,
+}
+
+/// Lives as long as there is a handle.
+struct Owner(Arc<Shared>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.drain();
+    }
+}
+
+/// The engine's side.
+impl Shared {
+    /// Takes what has arrived; waits for something if the engine is idle. None when drained.
+    pub(super) fn take(&self, engine_is_idle: bool) -> Option<Intake> {
+        let mut door = self.lock();
+        loop {
+            let has_news = !door.intake.submissions.is_empty() || !door.intake.aborts.is_empty();
+            if has_news || !engine_is_idle {
+                return Some(std::mem::take(&mut door.intake));
+            }
+            if matches!(door.phase, Phase::Draining) && door.waiting == 0 {
+                door.phase = Phase::Drained;
+                return None;
+            }
+            door = self.wake.wait(door).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A request was scheduled for the first time, or aborted before that.
+    pub(super) fn leave_waiting(&self, prompt_len: usize) {
+        self.give_back(1, prompt_len);
+    }
+
+    pub(super) fn step_started(&self) -> Instant {
+        let now = Instant::now();
+        let start_ms = now.duration_since(self.created).as_millis() as u64;
+        self.step_start_ms.store(start_ms + 1, Ordering::Relaxed);
+        now
+    }
+
+    pub(super) fn step_ended(&self, start: Instant) {
+        self.step_start_ms.store(0, Ordering::Relaxed);
+        lock(&self.published).step_time += start.elapsed();
+    }
+
+    pub(super) fn publish(&self, stats: EngineStats) {
+        let mut published = lock(&self.published);
+        let step_time = published.step_time;
+        *published = EngineStats { step_time, ..stats };
+    }
+
+    /// The device is lost: closes the door. Returns what was not taken yet.
+    pub(super) fn stop(&self, reason: String, num_failed: usize) -> Intake {
+        let mut door = self.lock();
+        door.phase = Phase::Lost(reason);
+        (door.waiting, door.waiting_tokens) = (0, 0);
+        let unseen = std::mem::take(&mut door.intake);
+        let mut published = lock(&self.published);
+        published.failed += (num_failed + unseen.submissions.len()) as u64;
+        unseen
+    }
+}
+
+/// The handles' side.
+impl Shared {
+    fn new(config: EngineConfig) -> Self {
+        let stats = EngineStats {
+            blocks_total: config.num_blocks,
+            blocks_free: config.num_blocks,
+            ..EngineStats::default()
+        };
+        Self {
+            config,
+            door: Mutex::new(Door {
+                phase: Phase::Open,
+                intake: Intake::default(),
+                next_id: 0,
+                waiting: 0,
+                waiting_tokens: 0,
+                rejected: Rejections::default(),
+            }),
+            wake: Condvar::new(),
+            published: Mutex::new(stats),
+            created: Instant::now(),
+            step_start_ms: AtomicU64::new(0),
+        }
+    }
+
+    fn reserve(&self, num_sequences: usize, num_tokens: usize) -> Result<(), Rejected> {
+        let mut door = self.lock();
+        let result = door.reserve(&self.config, num_sequences, num_tokens);
+        if let Err(rejected) = &result {
+            door.rejected.count(rejected);
+        }
+        result
+    }
+
+    fn give_back(&self, places: usize, tokens: usize) {
+        let mut door = self.lock();
+        door.give_back(places, tokens);
+        if matches!(door.phase, Phase::Draining) {
+            self.wake.notify_one();
+        }
+    }
+
+    fn submit(
+        &self,
+        request: Request,
+        events: EventSender,
+        reserved_tokens: usize,
+    ) -> Result<SequenceId, Rejected> {
+        let mut door = self.lock();
+        if let Err(rejected) = door.settle(&self.config, reserved_tokens, request.prompt.len()) {
+            door.rejected.count(&rejected);
+            self.wake.notify_one();
+            return Err(rejected);
+        }
+        let id = SequenceId(door.next_id);
+        door.next_id += 1;
+        let arrival = Instant::now();
+        door.intake.submissions.push(Submission { id, request, arrival, events });
+        self.wake.notify_one();
+        Ok(id)
+    }
+
+    /// The request of a reserved place can never fit.
+    fn refuse(&self, reserved_tokens: usize) {
+        self.lock().rejected.never_fits += 1;
+        self.give_back(1, reserved_tokens);
+    }
+
+    fn abort(&self, id: SequenceId) {
+        let mut door = self.lock();
+        if matches!(door.phase, Phase::Open | Phase::Draining) {
+            door.intake.aborts.push(id);
+            self.wake.notify_one();
+        }
+    }
+
+    fn drain(&self) {
+        let mut door = self.lock();
+        if matches!(door.phase, Phase::Open) {
+            door.phase = Phase::Draining;
+            self.wake.notify_one();
+        }
+    }
+
+    fn stats(&self) -> EngineStats {
+        let mut stats = lock(&self.published).clone();
+        let door = self.lock();
+        stats.waiting = door.waiting;
+        stats.waiting_tokens = door.waiting_tokens;
+        stats.rejected_queue_full = door.rejected.queue_full;
+        stats.rejected_too_many_tokens = door.rejected.too_many_tokens;
+        stats.rejected_shutting_down = door.rejected.shutting_down;
+        stats.rejected_engine_stopped = door.rejected.engine_stopped;
+        stats.rejected_never_fits = door.rejected.never_fits;
+        stats
+    }
+
+    fn health(&self) -> EngineHealth {
+        match &self.lock().phase {
+            Phase::Open | Phase::Draining => {}
+            Phase::Drained => return EngineHealth::Stopped { reason: "drained".into() },
+            Phase::Lost(reason) => return EngineHealth::Stopped { reason: reason.clone() },
+        }
+        let start_ms = self.step_start_ms.load(Ordering::Relaxed);
+        let now_ms = self.created.elapsed().as_millis() as u64;
+        let step_age = Duration::from_millis((now_ms + 1).saturating_sub(start_ms));
+        if start_ms > 0 && step_age > STEP_TIME_MAX {
+            return EngineHealth::Stuck { step_age };
+        }
+        EngineHealth::Ok
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Door> {
+        lock(&self.door)
+    }
+}
+
+impl Door {
+    fn reserve(
+        &mut self,
+        config: &EngineConfig,
+        num_sequences: usize,
+        num_tokens: usize,
+    ) -> Result<(), Rejected> {
+        match self.phase {
+            Phase::Open => {}
+            Phase::Draining | Phase::Drained => return Err(Rejected::ShuttingDown),
+            Phase::Lost(_) => return Err(Rejected::EngineStopped),
+        }
+        let waiting = self.waiting.saturating_add(num_sequences);
+        if waiting > config.waiting_requests_max {
+            let waiting_max = config.waiting_requests_max;
+            return Err(Rejected::QueueFull { waiting: self.waiting, waiting_max });
+        }
+        let tokens = self.waiting_tokens.saturating_add(num_tokens);
+        if tokens > config.waiting_tokens_max {
+            let tokens_max = config.waiting_tokens_max;
+            return Err(Rejected::TooManyTokens { tokens, tokens_max });
+        }
+        (self.waiting, self.waiting_tokens) = (waiting, tokens);
+        Ok(())
+    }
+
+    /// Puts the real prompt length in place of the reserved one.
+    fn settle(
+        &mut self,
+        config: &EngineConfig,
+        reserved_tokens: usize,
+        prompt_len: usize,
+    ) -> Result<(), Rejected> {
+        let rejected = match self.phase {
+            Phase::Open | Phase::Draining => {
+                let tokens = self.waiting_tokens - reserved_tokens + prompt_len;
+                let tokens_max = config.waiting_tokens_max;
+                if tokens <= tokens_max || prompt_len <= reserved_tokens {
+                    self.waiting_tokens = tokens;
+                    return Ok(());
+                }
+                Rejected::TooManyTokens { tokens, tokens_max }
+            }
+            Phase::Drained | Phase::Lost(_) => Rejected::EngineStopped,
+        };
+        self.give_back(1, reserved_tokens);
+        Err(rejected)
+    }
+
+    fn give_back(&mut self, places: usize, tokens: usize) {
+        // A lost engine has forgotten all reservations.
+        if !matches!(self.phase, Phase::Lost(_)) {
+            self.waiting -= places;
+            self.waiting_tokens -= tokens;
+        }
+    }
+}
+
+impl Rejections {
+    fn count(&mut self, rejected: &Rejected) {
+        let counter = match rejected {
+            Rejected::QueueFull { .. } => &mut self.queue_full,
+            Rejected::TooManyTokens { .. } => &mut self.too_many_tokens,
+            Rejected::ShuttingDown => &mut self.shutting_down,
+            Rejected::EngineStopped => &mut self.engine_stopped,
+        };
+        *counter += 1;
+    }
+}
+
+/// A panic elsewhere leaves these few lines of plain data whole, so the lock is still good.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

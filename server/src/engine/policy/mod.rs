@@ -1,0 +1,34 @@
+//! Which sequence goes first.
+
+pub mod fcfs;
+pub mod priority;
+
+pub use fcfs::Fcfs;
+pub use priority::Priority;
+
+use super::sequence::Sequence;
+use std::cmp::Ordering;
+
+/// The order of sequences: the first is admitted first, the last is preempted first.
+///
+/// A total order that never changes while a sequence lives, and never `Equal` for two sequences
+/// (ties end at the id): the queues are kept sorted by it.
+pub trait Policy: Send {
+    fn compare(&self, a: &Sequence, b: &Sequence) -> Ordering;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PolicyKind {
+    #[default]
+    Fcfs,
+    Priority,
+}
+
+impl PolicyKind {
+    pub fn build(self) -> Box<dyn Policy> {
+        match self {
+            PolicyKind::Fcfs => Box::new(Fcfs),
+            PolicyKind::Priority => Box::new(Priority),
+        }
+    }
+}

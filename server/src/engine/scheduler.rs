@@ -1,0 +1,374 @@
+//! Which sequences compute how many tokens in the next step.
+
+use super::blocks::{BlockManager, PeerBlocks, PrefixCaching, PrefixHit};
+use super::plan::{Plan, SequenceId, StepOutput};
+use super::policy::{Policy, PolicyKind};
+use super::request::{EngineError, Event, FinishReason, Request};
+use super::sequence::{PeerWait, Sequence};
+use super::stats::EngineStats;
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// A waiting sequence computes a prefix block itself after waiting so many steps for a running
+/// sequence to do it. Each block that does come starts the count anew, so that a long shared prefix
+/// is still computed once.
+pub const PEER_WAIT_STEPS_MAX: usize = 32;
+
+/// The engine's limits, checked by whoever made them (see `assert_valid`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Tokens per cache block.
+    pub block_size: usize,
+    pub num_blocks: usize,
+    /// Most sequences in one step.
+    pub max_num_seqs: usize,
+    /// Most tokens in one step; at least `max_num_seqs`, so that a step can carry every decode.
+    pub max_num_batched_tokens: usize,
+    /// Most tokens of a sequence, prompt and output.
+    pub max_model_len: usize,
+    /// Most requests that are admitted and not scheduled yet.
+    pub waiting_requests_max: usize,
+    /// Most prompt tokens of those.
+    pub waiting_tokens_max: usize,
+    pub policy: PolicyKind,
+    pub prefix_caching: PrefixCaching,
+}
+
+impl EngineConfig {
+    pub fn assert_valid(&self) {
+        assert!(self.block_size > 0, "block_size is at least 1");
+        assert!(self.num_blocks > 0, "num_blocks is at least 1");
+        assert!(self.max_num_seqs > 0, "max_num_seqs is at least 1");
+        assert!(
+            self.max_num_batched_tokens >= self.max_num_seqs,
+            "max_num_batched_tokens ({}) is at least max_num_seqs ({})",
+            self.max_num_batched_tokens,
+            self.max_num_seqs
+        );
+    }
+
+    /// Whether the request can run at all, at its full length and alone.
+    pub fn check(&self, request: &Request) -> Result<(), EngineError> {
+        let prompt_len = request.prompt.len();
+        if prompt_len > self.max_model_len {
+            return Err(EngineError::PromptTooLong {
+                tokens: prompt_len,
+                tokens_max: self.max_model_len,
+            });
+        }
+        // The last token is sampled but never computed, so it needs no slot.
+        let num_uncomputed = request.sampling.max_new_tokens.saturating_sub(1);
+        let num_slots = prompt_len.saturating_add(num_uncomputed).min(self.max_model_len);
+        let needed = num_slots.div_ceil(self.block_size);
+        if needed > self.num_blocks {
+            return Err(EngineError::NeverFits { needed, total: self.num_blocks });
+        }
+        Ok(())
+    }
+}
+
+/// The state of all requests in progress. It has no clock and draws no numbers: equal calls give
+/// equal plans.
+pub struct Scheduler {
+    config: EngineConfig,
+    policy: Box<dyn Policy>,
+    blocks: BlockManager,
+    /// Both in the policy's order.
+    waiting: VecDeque<Sequence>,
+    running: Vec<Sequence>,
+    /// Scheduled for the first time since `take_started`.
+    started: Vec<SequenceId>,
+    step: u64,
+    stats: EngineStats,
+}
+
+/// How far a sequence was when it was aborted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aborted {
+    /// Never scheduled.
+    Unstarted,
+    Started,
+    /// It had ended already, or never was.
+    Unknown,
+}
+
+/// What becomes of a waiting sequence in this step.
+enum Admit {
+    /// So many of its prompt tokens are cached.
+    Admitted(usize),
+    AwaitsPeer,
+    NoBlocks,
+}
+
+impl Scheduler {
+    pub fn new(config: EngineConfig) -> Self {
+        config.assert_valid();
+        Self {
+            policy: config.policy.build(),
+            blocks: BlockManager::new(config.num_blocks, config.block_size, config.prefix_caching),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            started: Vec::new(),
+            step: 0,
+            stats: EngineStats::default(),
+            config,
+        }
+    }
+
+    /// Queues a sequence. Its request has passed `EngineConfig::check`.
+    pub fn add(&mut self, sequence: Sequence) {
+        let policy = &self.policy;
+        let place = self
+            .waiting
+            .partition_point(|other| policy.compare(other, &sequence) == Ordering::Less);
+        self.waiting.insert(place, sequence);
+    }
+
+    /// Drops a sequence, wherever it is, and frees its blocks at once.
+    pub fn abort(&mut self, id: SequenceId) -> Aborted {
+        let sequence = if let Some(index) = self.running.iter().position(|s| s.id() == id) {
+            self.running.remove(index)
+        } else if let Some(index) = self.waiting.iter().position(|s| s.id() == id) {
+            self.waiting.remove(index).expect("the index was found")
+        } else {
+            return Aborted::Unknown;
+        };
+        self.stats.aborted += 1;
+        let aborted = if sequence.is_started() { Aborted::Started } else { Aborted::Unstarted };
+        self.blocks.release(sequence.table);
+        aborted
+    }
+
+    /// Whether there is nothing to compute.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Chooses the next step's work: one token for each decoding sequence, then prefill chunks of
+    /// running sequences, then new sequences, each in the policy's order, while tokens and blocks
+    /// last. The plan is empty only when idle.
+    pub fn schedule(&mut self, now: Instant) -> Plan {
+        let mut budget = self.config.max_num_batched_tokens;
+        let num_preempted = self.plan_decodes(&mut budget);
+        self.plan_prefills(&mut budget);
+        // After a preemption blocks are short: a sequence let in now would be the next victim.
+        if num_preempted == 0 {
+            self.admit_waiting(&mut budget, now);
+        }
+        let chunks = self.running.iter().filter(|s| s.num_planned > 0).map(Sequence::chunk);
+        let plan = Plan { step: self.step, chunks: chunks.collect() };
+        assert!(!plan.chunks.is_empty() || self.is_idle(), "work is left, but none is planned");
+        self.step += 1;
+        self.stats.count_step(plan.num_tokens(), plan.chunks.len());
+        plan
+    }
+
+    /// Takes in the results of a plan: one entry per event, those of a sequence side by side.
+    /// Sequences aborted since are left out.
+    pub fn commit(&mut self, plan: Plan, output: StepOutput) -> Vec<(SequenceId, Event)> {
+        assert_eq!(plan.chunks.len(), output.chunks.len(), "one output for each chunk");
+        let mut events = Vec::with_capacity(plan.chunks.len());
+        let mut results = plan.chunks.iter().zip(output.chunks);
+        for mut sequence in std::mem::take(&mut self.running) {
+            if sequence.num_planned == 0 {
+                self.running.push(sequence);
+                continue;
+            }
+            let id = sequence.id();
+            // Chunks are in the order of the running sequences; aborted ones are passed over.
+            let (chunk, result) =
+                results.find(|(chunk, _)| chunk.sequence == id).expect("each planned has a chunk");
+            assert_eq!(chunk.sample.is_some(), result.sampled.is_some(), "sampled as planned");
+            self.stats.generated_tokens += u64::from(result.sampled.is_some());
+            let finish = sequence.advance(
+                result.sampled,
+                result.prompt_logprobs,
+                self.config.max_model_len,
+                |event| events.push((id, event)),
+            );
+            let Sequence { table, chain, token_ids, num_computed, .. } = &mut sequence;
+            self.blocks.commit(table, chain, token_ids, *num_computed);
+            match finish {
+                None => self.running.push(sequence),
+                Some(reason) => self.finish(sequence, reason),
+            }
+        }
+        events
+    }
+
+    /// Sequences scheduled for the first time since the last call.
+    pub fn take_started(&mut self) -> Vec<SequenceId> {
+        std::mem::take(&mut self.started)
+    }
+
+    /// Counters and gauges of what the scheduler sees; those of the handle are 0.
+    pub fn stats(&self) -> EngineStats {
+        let blocks = self.blocks.counts();
+        EngineStats {
+            running: self.running.len(),
+            waiting_preempted: self.waiting.iter().filter(|s| s.is_started()).count(),
+            blocks_total: blocks.total,
+            blocks_free: blocks.free,
+            blocks_cached: blocks.cached,
+            evicted_blocks: blocks.evicted,
+            ..self.stats.clone()
+        }
+    }
+
+    /// Asserts what holds between steps; for tests, since it looks at every block.
+    pub fn assert_consistent(&self) {
+        let sequences = || self.waiting.iter().chain(&self.running);
+        self.blocks.assert_consistent(sequences().map(Sequence::table));
+        assert!(self.running.len() <= self.config.max_num_seqs, "max_num_seqs holds");
+        assert!(
+            self.running.is_sorted_by(|a, b| self.policy.compare(a, b) == Ordering::Less),
+            "running sequences are in the policy's order"
+        );
+        for sequence in &self.waiting {
+            assert!(sequence.table().blocks().is_empty(), "waiting sequences hold no blocks");
+        }
+        for sequence in &self.running {
+            assert!(sequence.num_remaining() > 0, "running sequences have something to compute");
+        }
+    }
+
+    /// One token for each sequence that has only one left. If blocks run out, the policy's last
+    /// running sequence makes room. Returns how many were preempted.
+    fn plan_decodes(&mut self, budget: &mut usize) -> usize {
+        let mut num_preempted = 0;
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &mut self.running[index];
+            if sequence.num_remaining() > 1 {
+                index += 1;
+                continue;
+            }
+            let num_tokens = sequence.token_ids().len();
+            if self.blocks.try_grow(&mut sequence.table, num_tokens) {
+                sequence.num_planned = 1;
+                *budget -= 1;
+                index += 1;
+            } else {
+                // Nothing is planned yet for the last one, which may be this one itself.
+                self.preempt_last();
+                num_preempted += 1;
+            }
+        }
+        num_preempted
+    }
+
+    /// Running sequences have had blocks for their whole prompt since they were admitted.
+    fn plan_prefills(&mut self, budget: &mut usize) {
+        for sequence in self.running.iter_mut().filter(|s| s.num_remaining() > 1) {
+            sequence.num_planned = sequence.num_remaining().min(*budget);
+            *budget -= sequence.num_planned;
+        }
+    }
+
+    fn admit_waiting(&mut self, budget: &mut usize, now: Instant) {
+        self.stats.waiting_for_prefix = 0;
+        let mut index = 0;
+        while index < self.waiting.len()
+            && *budget > 0
+            && self.running.len() < self.config.max_num_seqs
+        {
+            match self.admit(index) {
+                Admit::Admitted(cached_tokens) => {
+                    let mut sequence = self.waiting.remove(index).expect("it is there");
+                    sequence.num_planned = sequence.num_remaining().min(*budget);
+                    *budget -= sequence.num_planned;
+                    if !sequence.is_started() {
+                        self.start(&mut sequence, cached_tokens, now);
+                    }
+                    self.run(sequence);
+                }
+                Admit::AwaitsPeer => {
+                    self.stats.waiting_for_prefix += 1;
+                    index += 1;
+                }
+                // Those behind could fit, but if they passed, a long request might never.
+                Admit::NoBlocks => break,
+            }
+        }
+    }
+
+    /// Gives the waiting sequence its blocks for all its tokens, cached ones first.
+    fn admit(&mut self, index: usize) -> Admit {
+        let sequence = &mut self.waiting[index];
+        if let Some(wait) = &mut sequence.peer_wait
+            && wait.num_steps < PEER_WAIT_STEPS_MAX
+            && self.blocks.is_announced(&wait.hash)
+        {
+            wait.num_steps += 1;
+            return Admit::AwaitsPeer;
+        }
+        let peers = match sequence.peer_wait {
+            Some(wait) if wait.num_steps >= PEER_WAIT_STEPS_MAX => PeerBlocks::Ignore,
+            _ => PeerBlocks::Await,
+        };
+        // The last token is left out: the cache holds keys and values, but to choose the next token
+        // we need the last one's logits, so it must be computed.
+        let token_ids = sequence.token_ids();
+        let looked_up = if sequence.scores_prompt() { 0 } else { token_ids.len() - 1 };
+        let Sequence { chain, token_ids, .. } = sequence;
+        let hit = self.blocks.match_prefix(chain, &token_ids[..looked_up], peers);
+        let mut table = match hit {
+            PrefixHit::Table(table) => table,
+            PrefixHit::BeingComputed(hash) => {
+                sequence.peer_wait = Some(PeerWait { hash, num_steps: 0 });
+                return Admit::AwaitsPeer;
+            }
+        };
+        let num_cached = table.blocks().len() * self.config.block_size;
+        // One block for each running sequence stays free, or the next decodes would preempt at once.
+        let has_room = self.blocks.try_grow(&mut table, token_ids.len())
+            && self.blocks.counts().free >= self.running.len();
+        if !has_room {
+            self.blocks.release(table);
+            return Admit::NoBlocks;
+        }
+        self.blocks.announce(&mut table, chain, token_ids);
+        sequence.table = table;
+        sequence.num_computed = num_cached;
+        sequence.peer_wait = None;
+        Admit::Admitted(num_cached.min(sequence.prompt_len()))
+    }
+
+    fn start(&mut self, sequence: &mut Sequence, cached_tokens: usize, now: Instant) {
+        let prompt_len = sequence.prompt_len() as u64;
+        self.stats.started += 1;
+        self.stats.prompt_tokens += prompt_len;
+        if !sequence.scores_prompt() && self.config.prefix_caching == PrefixCaching::Enabled {
+            self.stats.prefix_query_tokens += prompt_len;
+            self.stats.prefix_hit_tokens += cached_tokens as u64;
+        }
+        self.stats.queue_time += now.saturating_duration_since(sequence.arrival());
+        self.started.push(sequence.id());
+        sequence.set_started(cached_tokens);
+    }
+
+    fn run(&mut self, sequence: Sequence) {
+        let policy = &self.policy;
+        let place = self
+            .running
+            .partition_point(|other| policy.compare(other, &sequence) == Ordering::Less);
+        self.running.insert(place, sequence);
+    }
+
+    fn preempt_last(&mut self) {
+        let mut sequence = self.running.pop().expect("only running sequences need blocks");
+        let table = sequence.reset();
+        self.blocks.release(table);
+        self.stats.preemptions += 1;
+        self.add(sequence);
+    }
+
+    fn finish(&mut self, sequence: Sequence, reason: FinishReason) {
+        self.blocks.release(sequence.table);
+        match reason {
+            FinishReason::Stop => self.stats.finished_stop += 1,
+            FinishReason::Length => self.stats.finished_length += 1,
+        }
+    }
+}
