@@ -2,8 +2,10 @@
 
 pub mod commands;
 pub mod config;
+pub mod metrics;
 pub mod hub;
 pub mod machine;
+pub mod http;
 pub mod text;
 pub mod engine;
 pub mod ranks;

@@ -1,5 +1,7 @@
 //! What several test files share: where the reference data lies.
 
+pub mod http;
+
 use std::path::{Path, PathBuf};
 
 /// Reference data kept in this repository.

@@ -1,0 +1,85 @@
+//! API keys: several, compared in constant time.
+
+use super::error::{ApiError, RequestError};
+use super::state::Context;
+use crate::engine::CacheSalt;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+/// Routes that ask for no key, so that load balancers can watch the server.
+pub const PUBLIC_ROUTES: &[&str] = &["/health"];
+
+/// Digests of the keys; the keys themselves are not kept.
+pub struct KeyRing {
+    digests: Vec<[u8; 32]>,
+}
+
+/// Who sent a request: the digest of its key, or nothing where no keys are set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client {
+    key_digest: Option<[u8; 32]>,
+}
+
+impl KeyRing {
+    pub fn new(keys: &[String]) -> Self {
+        Self { digests: keys.iter().map(|key| Sha256::digest(key).into()).collect() }
+    }
+
+    /// Takes the same time whichever key matches, and whether one does: the digests have one
+    /// length and all of them are compared.
+    ///
+    /// Errors: keys are set and none, or an unknown one, was given.
+    pub fn check(&self, headers: &HeaderMap) -> Result<Client, RequestError> {
+        if self.digests.is_empty() {
+            return Ok(Client { key_digest: None });
+        }
+        let value = headers.get(header::AUTHORIZATION).ok_or(RequestError::KeyMissing)?;
+        let key = bearer(value.as_bytes()).ok_or(RequestError::KeyMissing)?;
+        let digest: [u8; 32] = Sha256::digest(key).into();
+        let found = self.digests.iter().fold(Choice::from(0), |found, d| found | d.ct_eq(&digest));
+        if found.into() {
+            Ok(Client { key_digest: Some(digest) })
+        } else {
+            Err(RequestError::KeyUnknown)
+        }
+    }
+}
+
+impl Client {
+    /// Keeps the cached prefixes of different keys, and of different salts under a key, apart.
+    pub fn cache_salt(&self, salt: Option<&str>) -> CacheSalt {
+        if self.key_digest.is_none() && salt.is_none() {
+            return CacheSalt::default();
+        }
+        let mut hasher = Sha256::new();
+        hasher.update(b"monsoon cache salt");
+        // A fixed length for the first part, so that no two pairs give the same bytes.
+        hasher.update(self.key_digest.unwrap_or_default());
+        hasher.update(salt.unwrap_or_default());
+        CacheSalt(hasher.finalize().into())
+    }
+}
+
+/// Lets a request pass, or answers 401. What passes carries its `Client`.
+pub async fn authenticate(
+    State(context): State<Context>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if !PUBLIC_ROUTES.contains(&request.uri().path()) {
+        match context.keys.check(request.headers()) {
+            Ok(client) => request.extensions_mut().insert(client),
+            Err(error) => return ApiError::from(error).into_response(),
+        };
+    }
+    next.run(request).await
+}
+
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
+}

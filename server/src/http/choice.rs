@@ -1,0 +1,274 @@
+//! One sequence on its way back: tokens to text, with stop strings and logprobs kept in step.
+
+use super::error::ApiError;
+use super::sampling::Common;
+use super::state::Serving;
+use crate::engine::{
+    Event, FinishReason, SampledToken, SamplingParams, TokenLogprobs, TokenStream,
+};
+use crate::metrics::SequenceTimer;
+use crate::text::{SpecialTokens, StopMatcher, StopOutput, TextDecoder};
+use futures_util::stream::{self, BoxStream, StreamExt};
+use models::TokenId;
+use std::collections::VecDeque;
+
+/// What a choice has to tell, in this order: its prompt's logprobs if asked for, text, the finish.
+#[derive(Debug)]
+pub enum Output {
+    Prompt { index: usize, logprobs: Vec<TokenLogprobs> },
+    Delta(Delta),
+}
+
+/// A piece of one choice's text. The pieces join to the whole text.
+#[derive(Debug, Default)]
+pub struct Delta {
+    /// Prompt number x n + choice number.
+    pub index: usize,
+    pub text: String,
+    /// Of the tokens whose text ends in this piece or a former one.
+    pub logprobs: Vec<TextToken>,
+    /// Tokens of this choice so far.
+    pub completion_tokens: usize,
+    /// In the last piece.
+    pub finish: Option<Finish>,
+}
+
+/// A generated token and where its text begins.
+#[derive(Debug, Clone)]
+pub struct TextToken {
+    pub logprobs: TokenLogprobs,
+    /// Characters of the choice's text before it.
+    pub text_offset: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finish {
+    pub reason: FinishReason,
+    pub cause: Option<StopCause>,
+}
+
+/// Which of the client's own stops ended the text.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StopCause {
+    String(String),
+    Token(TokenId),
+}
+
+/// One thing that happened to a choice.
+pub enum Step {
+    Started { index: usize, cached_tokens: usize },
+    Output(Output),
+    Failed(ApiError),
+}
+
+/// One sequence on its way back to text.
+pub struct Choice {
+    index: usize,
+    /// None once the text has ended: dropping the stream aborts what the engine still does.
+    stream: Option<TokenStream>,
+    timer: SequenceTimer,
+    params: SamplingParams,
+    keeps_special_tokens: bool,
+    decoder: TextDecoder,
+    matcher: Option<StopMatcher>,
+    /// Tokens whose text is not sent yet.
+    held: VecDeque<Held>,
+    /// Bytes and characters that the decoder has given, and bytes that were sent.
+    decoded_bytes: usize,
+    decoded_chars: usize,
+    sent_bytes: usize,
+    completion_tokens: usize,
+    last_token: Option<TokenId>,
+    steps: VecDeque<Step>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Sent {
+    GoesOn,
+    Ended,
+}
+
+struct Held {
+    token: TextToken,
+    start_bytes: usize,
+    end_bytes: usize,
+}
+
+impl Choice {
+    pub fn new(
+        index: usize,
+        stream: TokenStream,
+        serving: &Serving,
+        common: &Common,
+        params: SamplingParams,
+        timer: SequenceTimer,
+    ) -> Self {
+        let special =
+            if common.skip_special_tokens { SpecialTokens::Skip } else { SpecialTokens::Keep };
+        Self {
+            index,
+            stream: Some(stream),
+            timer,
+            params,
+            keeps_special_tokens: special == SpecialTokens::Keep,
+            decoder: serving.text.decoder(special),
+            matcher: (!common.stop.is_empty()).then(|| StopMatcher::new(&common.stop)),
+            held: VecDeque::new(),
+            decoded_bytes: 0,
+            decoded_chars: 0,
+            sent_bytes: 0,
+            completion_tokens: 0,
+            last_token: None,
+            steps: VecDeque::new(),
+        }
+    }
+
+    /// Ends after the finish or a failure; dropping it aborts the sequence.
+    pub fn into_steps(self) -> BoxStream<'static, Step> {
+        stream::unfold(self, |mut choice| async move {
+            let step = choice.next().await?;
+            Some((step, choice))
+        })
+        .boxed()
+    }
+
+    async fn next(&mut self) -> Option<Step> {
+        loop {
+            if let Some(step) = self.steps.pop_front() {
+                return Some(step);
+            }
+            match self.stream.as_mut()?.next().await {
+                Some(event) => self.take_event(event),
+                None => self.fail(ApiError::EngineStopped),
+            }
+        }
+    }
+
+    fn take_event(&mut self, event: Event) {
+        let index = self.index;
+        match event {
+            Event::Started { cached_tokens } => {
+                self.timer.started();
+                self.steps.push_back(Step::Started { index, cached_tokens });
+            }
+            Event::PromptLogprobs(logprobs) => {
+                self.steps.push_back(Step::Output(Output::Prompt { index, logprobs }));
+            }
+            Event::Token(sampled) => self.take_token(sampled),
+            Event::Finished { reason } => self.take_finish(reason),
+            Event::Failed(error) => self.fail(error.into()),
+        }
+    }
+
+    fn take_token(&mut self, sampled: SampledToken) {
+        self.timer.token();
+        self.completion_tokens += 1;
+        self.last_token = Some(sampled.token);
+        let start_bytes = self.decoded_bytes;
+        let text_offset = self.decoded_chars;
+        let text = match self.has_text(sampled.token) {
+            true => self.decoder.push(sampled.token).unwrap_or_default(),
+            false => String::new(),
+        };
+        self.decoded_bytes += text.len();
+        self.decoded_chars += text.chars().count();
+        if let Some(logprobs) = sampled.logprobs {
+            let token = TextToken { logprobs, text_offset };
+            self.held.push_back(Held { token, start_bytes, end_bytes: self.decoded_bytes });
+        }
+        let output = self.match_stops(text);
+        self.send(output);
+    }
+
+    /// What ends a sequence is not part of its text, but for an end-of-sequence token where the
+    /// client wants special tokens kept.
+    fn has_text(&self, token: TokenId) -> bool {
+        let ends = self.params.stops_at(token);
+        let is_eos = self.params.eos_token_ids.contains(&token);
+        !ends || (is_eos && self.keeps_special_tokens)
+    }
+
+    /// Text on its way through the stop strings.
+    fn match_stops(&mut self, text: String) -> StopOutput {
+        match &mut self.matcher {
+            // As in vLLM, a stop string does not end the text before `min_tokens`.
+            Some(matcher) if self.completion_tokens > self.params.min_tokens => matcher.push(&text),
+            _ => StopOutput { emit: text, matched: None },
+        }
+    }
+
+    /// Sends what is sure, and the end if a stop string brought it; says whether it did.
+    fn send(&mut self, output: StopOutput) -> Sent {
+        self.sent_bytes += output.emit.len();
+        let Some(stop) = output.matched else {
+            if !output.emit.is_empty() {
+                let logprobs = self.release();
+                self.push_delta(output.emit, logprobs, None);
+            }
+            return Sent::GoesOn;
+        };
+        // Tokens that lie wholly behind the end of the text are cut with it.
+        let end = self.sent_bytes;
+        let kept = self.held.drain(..).filter(|held| held.start_bytes < end);
+        let logprobs = kept.map(|held| held.token).collect();
+        self.push_delta(output.emit, logprobs, None);
+        let cause = Some(StopCause::String(stop));
+        self.end(Finish { reason: FinishReason::Stop, cause });
+        Sent::Ended
+    }
+
+    /// Tokens whose text has been sent.
+    fn release(&mut self) -> Vec<TextToken> {
+        let sent = self.held.iter().take_while(|held| held.end_bytes <= self.sent_bytes).count();
+        self.held.drain(..sent).map(|held| held.token).collect()
+    }
+
+    fn take_finish(&mut self, reason: FinishReason) {
+        let tail = self.decoder.finish().unwrap_or_default();
+        self.decoded_bytes += tail.len();
+        let output = self.match_stops(tail);
+        if self.send(output) == Sent::Ended {
+            return;
+        }
+        let rest = self.matcher.as_mut().map(StopMatcher::finish).unwrap_or_default();
+        if self.send(rest) == Sent::Ended {
+            return;
+        }
+        let logprobs = self.held.drain(..).map(|held| held.token).collect();
+        self.push_delta(String::new(), logprobs, None);
+        let own = |token: &TokenId| self.params.stop_token_ids.contains(token);
+        let cause = match reason {
+            FinishReason::Length => None,
+            FinishReason::Stop => self.last_token.filter(own).map(StopCause::Token),
+        };
+        self.end(Finish { reason, cause });
+    }
+
+    fn end(&mut self, finish: Finish) {
+        self.stream = None;
+        self.timer.ended(match finish.reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        });
+        self.push_delta(String::new(), Vec::new(), Some(finish));
+    }
+
+    fn fail(&mut self, error: ApiError) {
+        self.stream = None;
+        self.timer.ended("error");
+        self.steps.push_back(Step::Failed(error));
+    }
+
+    fn push_delta(&mut self, text: String, logprobs: Vec<TextToken>, finish: Option<Finish>) {
+        if text.is_empty() && logprobs.is_empty() && finish.is_none() {
+            return;
+        }
+        self.steps.push_back(Step::Output(Output::Delta(Delta {
+            index: self.index,
+            text,
+            logprobs,
+            completion_tokens: self.completion_tokens,
+            finish,
+        })));
+    }
+}

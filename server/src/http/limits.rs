@@ -1,0 +1,88 @@
+//! The limits of the HTTP side. Each has a stated behaviour when it is reached.
+
+use std::time::Duration;
+
+/// What the operator sets; the defaults suit one machine.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// Empty: every route is open. Else all but `auth::PUBLIC_ROUTES` ask for one of them.
+    pub api_keys: Vec<String>,
+    /// Open connections; further ones wait in the listener's backlog.
+    pub connections_max: usize,
+    /// Longer bodies get 413.
+    pub body_bytes_max: usize,
+    /// Bytes of all bodies being read or parsed at a time; beyond it 429.
+    pub bodies_bytes_max: usize,
+    /// Sum of the lengths of header names and values; beyond it 431.
+    pub header_bytes_max: usize,
+    /// Number of headers; beyond it 431.
+    pub headers_max: usize,
+    /// A connection that has not sent a whole head for so long is closed, idle ones included.
+    pub header_timeout: Duration,
+    /// A body that has not arrived for so long gets 408.
+    pub body_timeout: Duration,
+    /// A client that takes no byte for so long is cut off, which aborts its request.
+    pub write_timeout: Duration,
+    /// Running answers get so long to end after the signal to stop.
+    pub drain_timeout: Duration,
+    /// A stream that has nothing to send for so long sends a comment.
+    pub ping_interval: Duration,
+    /// What `Retry-After` says when the queue is full.
+    pub retry_after: Duration,
+    /// Largest `n`; beyond it 400.
+    pub choices_max: usize,
+    /// Longest list of prompts; beyond it 400.
+    pub prompts_max: usize,
+    /// Largest prompts x n; beyond it 400.
+    pub sequences_max: usize,
+    /// Longest list of messages; beyond it 400.
+    pub messages_max: usize,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            api_keys: Vec::new(),
+            connections_max: 4096,
+            body_bytes_max: 8 << 20,
+            bodies_bytes_max: 256 << 20,
+            header_bytes_max: 16 << 10,
+            headers_max: 100,
+            header_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(30),
+            ping_interval: Duration::from_secs(15),
+            retry_after: Duration::from_secs(1),
+            choices_max: 128,
+            prompts_max: 1024,
+            sequences_max: 1024,
+            messages_max: 4096,
+        }
+    }
+}
+
+/// Levels of arrays and objects in a body; beyond it 400.
+pub const JSON_DEPTH_MAX: usize = 64;
+/// JSON values in a body, which bounds the memory its tree takes; beyond it 400.
+pub const JSON_VALUES_MAX: usize = 1 << 20;
+/// Stop strings of a request; beyond it 400.
+pub const STOP_STRINGS_MAX: usize = 16;
+/// Bytes of a stop string; beyond it 400.
+pub const STOP_STRING_BYTES_MAX: usize = 1024;
+/// Stop tokens of a request; beyond it 400.
+pub const STOP_TOKEN_IDS_MAX: usize = 256;
+/// Entries of `logit_bias`; beyond it 400.
+pub const LOGIT_BIAS_MAX: usize = 1024;
+/// Text parts of one message; beyond it 400.
+pub const CONTENT_PARTS_MAX: usize = 1024;
+/// Bytes of one name-like field (model, user, cache_salt); beyond it 400.
+pub const NAME_BYTES_MAX: usize = 1024;
+/// No token of a Qwen vocabulary stands for more bytes of text than this: a prompt with more bytes
+/// than the context can hold tokens of that length is refused before it is tokenised.
+pub const TOKEN_BYTES_MAX: usize = 256;
+/// What is read and thrown away of a body that is too long, so that a client that is still sending
+/// it sees the answer.
+pub const DISCARD_BYTES_MAX: usize = 1 << 20;
+/// How long is waited for each piece of what is thrown away.
+pub const DISCARD_TIMEOUT: Duration = Duration::from_millis(200);

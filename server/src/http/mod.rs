@@ -1,0 +1,29 @@
+//! The only folder that knows JSON and status codes: an OpenAI-compatible API over HTTP/1.1.
+
+pub mod router;
+pub mod server;
+pub mod stall;
+pub mod limits;
+pub mod state;
+pub mod auth;
+pub mod body;
+pub mod fields;
+pub mod sampling;
+pub mod unsupported;
+pub mod messages;
+pub mod chat_completions;
+pub mod completions;
+pub mod generation;
+pub mod choice;
+pub mod wire;
+pub mod sse;
+pub mod models;
+pub mod health;
+pub mod metrics_endpoint;
+pub mod openapi;
+pub mod error;
+
+pub use auth::PUBLIC_ROUTES;
+pub use limits::HttpConfig;
+pub use server::{Drained, serve};
+pub use state::{AppState, ServedModel, Serving};

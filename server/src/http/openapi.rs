@@ -1,0 +1,207 @@
+//! GET /openapi.json: made from the same tables that requests are read by.
+
+use super::fields::Field;
+use super::limits::HttpConfig;
+use super::router::ROUTES;
+use super::state::Context;
+use super::{chat_completions, completions};
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Map, Value, json};
+
+pub async fn openapi(State(context): State<Context>) -> Json<Value> {
+    Json(document(&context.config))
+}
+
+/// The whole document, OpenAPI 3.1.
+pub fn document(config: &HttpConfig) -> Value {
+    let mut paths = Map::new();
+    for (method, path) in ROUTES {
+        let methods = paths.entry(*path).or_insert_with(|| json!({}));
+        methods[*method] = operation(path, config);
+    }
+    let mut document = json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Monsoon",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "LLM inference with the OpenAI API. Unknown fields are ignored; null \
+                means the default; fields of the API that are not served get a 400 naming them.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas(config),
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+    });
+    if !config.api_keys.is_empty() {
+        document["security"] = json!([{"bearer": []}]);
+    }
+    document
+}
+
+fn operation(path: &str, config: &HttpConfig) -> Value {
+    let mut operation = match path {
+        "/v1/chat/completions" => generate(
+            "createChatCompletion",
+            "Answer a conversation",
+            "ChatCompletionRequest",
+            "ChatCompletion",
+        ),
+        "/v1/completions" => {
+            generate("createCompletion", "Continue a text", "CompletionRequest", "Completion")
+        }
+        "/v1/models" => read("listModels", "Models served", "ModelList"),
+        "/v1/models/{id}" => read("getModel", "One model", "Model"),
+        "/health" => read("health", "Whether requests are served", "Health"),
+        "/openapi.json" => read("openapi", "This document", "AnyObject"),
+        "/version" => read("version", "The server's version", "Version"),
+        "/metrics" => {
+            let mut operation = read("metrics", "Metrics for Prometheus", "AnyObject");
+            operation["responses"]["200"]["content"] =
+                json!({"text/plain": {"schema": {"type": "string"}}});
+            operation
+        }
+        other => unreachable!("{other} is described"),
+    };
+    if path.contains("{id}") {
+        let description = "A name from /v1/models; it may contain slashes.";
+        operation["parameters"] = json!([{
+            "name": "id", "in": "path", "required": true, "description": description,
+            "schema": {"type": "string"},
+        }]);
+        operation["responses"]["404"] = error_response("No such model");
+    }
+    if super::auth::PUBLIC_ROUTES.contains(&path) {
+        operation["security"] = json!([]);
+        operation["responses"]["503"] = response("Health", "Loading, stuck, stopped or draining");
+    } else if !config.api_keys.is_empty() {
+        operation["responses"]["401"] = error_response("No API key, or an unknown one");
+    }
+    operation
+}
+
+fn generate(id: &str, summary: &str, request: &str, reply: &str) -> Value {
+    let mut operation = read(id, summary, reply);
+    operation["requestBody"] = json!({
+        "required": true,
+        "content": {"application/json": {"schema": reference(request)}},
+    });
+    operation["responses"]["200"]["content"]["text/event-stream"] = json!({
+        "schema": {"type": "string", "description": "With `stream`: chunks, then `data: [DONE]`."},
+    });
+    let errors = [
+        ("400", "A field is wrong, missing or not supported"),
+        ("404", "No such model"),
+        ("408", "The body did not arrive in time"),
+        ("413", "The body is too long"),
+        ("415", "The body is not JSON"),
+        ("429", "The queue is full; see Retry-After"),
+        ("431", "The headers are too large"),
+        ("503", "Loading, ending, or the device is lost"),
+    ];
+    for (code, description) in errors {
+        operation["responses"][code] = error_response(description);
+    }
+    operation
+}
+
+fn read(id: &str, summary: &str, reply: &str) -> Value {
+    json!({
+        "operationId": id,
+        "summary": summary,
+        "responses": {"200": response(reply, "The result")},
+    })
+}
+
+fn response(schema: &str, description: &str) -> Value {
+    json!({
+        "description": description,
+        "content": {"application/json": {"schema": reference(schema)}},
+    })
+}
+
+fn error_response(description: &str) -> Value {
+    response("Error", description)
+}
+
+fn reference(name: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{name}")})
+}
+
+fn schemas(config: &HttpConfig) -> Value {
+    let mut chat = request_schema(chat_completions::fields(), "messages", config);
+    chat["properties"]["messages"]["maxItems"] = config.messages_max.into();
+    let completion = request_schema(completions::fields(), "prompt", config);
+    let text = json!({"type": "string"});
+    let integer = json!({"type": "integer"});
+    let model = json!({
+        "id": text, "object": {"const": "model"}, "created": integer, "owned_by": text,
+        "max_model_len": integer,
+    });
+    json!({
+        "ChatCompletionRequest": chat,
+        "CompletionRequest": completion,
+        "ChatCompletion": reply_schema("chat.completion", json!({
+            "message": object(json!({"role": {"const": "assistant"}, "content": text})),
+        })),
+        "Completion": reply_schema("text_completion", json!({"text": text})),
+        "Usage": object(json!({
+            "prompt_tokens": integer,
+            "completion_tokens": integer,
+            "total_tokens": integer,
+            "prompt_tokens_details": object(json!({"cached_tokens": integer})),
+        })),
+        "Model": object(model),
+        "ModelList": object(json!({
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": reference("Model")},
+        })),
+        "Health": object(json!({
+            "status": {"enum": ["ok", "loading", "stuck", "stopped", "draining"]},
+            "reason": {"type": ["string", "null"]},
+        })),
+        "Version": object(json!({"version": text})),
+        "AnyObject": {"type": "object"},
+        "Error": object(json!({"error": object(json!({
+            "message": text,
+            "type": text,
+            "param": {"type": ["string", "null"]},
+            "code": text,
+        }))})),
+    })
+}
+
+/// An object all of whose properties are always there.
+fn object(properties: Value) -> Value {
+    let required: Vec<&String> = properties.as_object().into_iter().flat_map(Map::keys).collect();
+    json!({"type": "object", "required": required, "properties": properties})
+}
+
+fn reply_schema(object_name: &str, choice: Value) -> Value {
+    let mut choice = choice;
+    choice["index"] = json!({"type": "integer"});
+    choice["logprobs"] = json!({"type": ["object", "null"]});
+    choice["finish_reason"] = json!({"enum": ["stop", "length"]});
+    choice["stop_reason"] = json!({"type": ["string", "integer", "null"]});
+    object(json!({
+        "id": {"type": "string"},
+        "object": {"const": object_name},
+        "created": {"type": "integer"},
+        "model": {"type": "string"},
+        "system_fingerprint": {"type": "string"},
+        "choices": {"type": "array", "items": object(choice)},
+        "usage": reference("Usage"),
+    }))
+}
+
+fn request_schema<'a>(
+    fields: impl Iterator<Item = &'a Field>,
+    required: &str,
+    config: &HttpConfig,
+) -> Value {
+    let mut properties: Map<String, Value> =
+        fields.map(|field| (field.name.to_owned(), field.schema())).collect();
+    properties["n"]["maximum"] = config.choices_max.into();
+    json!({"type": "object", "required": [required], "properties": properties})
+}

@@ -1,0 +1,141 @@
+//! What the routes share: the model being served, once it is loaded, and the HTTP side's own state.
+
+use super::auth::KeyRing;
+use super::error::ApiError;
+use super::limits::HttpConfig;
+use crate::engine::EngineHandle;
+use crate::metrics::Metrics;
+use crate::text::TextStage;
+use models::{GenerationDefaults, TokenId};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// A loaded model, ready for requests.
+pub struct Serving {
+    pub text: TextStage,
+    pub engine: EngineHandle,
+    pub model: ServedModel,
+}
+
+/// What the endpoints must know of the model.
+#[derive(Debug, Clone)]
+pub struct ServedModel {
+    /// At least one; the first answers where a request names none.
+    pub names: Vec<String>,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Prompt and answer together.
+    pub max_model_len: usize,
+    /// Ids from here on are padding: never sampled and refused in prompts.
+    pub vocab_size: usize,
+    pub eos_token_ids: Vec<TokenId>,
+    pub generation: GenerationDefaults,
+}
+
+/// Empty while the model loads; filled once.
+#[derive(Clone, Default)]
+pub struct AppState {
+    serving: Arc<OnceLock<Serving>>,
+}
+
+impl AppState {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// From now on requests are served. Panics if called twice.
+    pub fn set_serving(&self, serving: Serving) {
+        assert!(!serving.model.names.is_empty(), "a served model has a name");
+        assert!(self.serving.set(serving).is_ok(), "a model is loaded once");
+    }
+
+    pub fn serving(&self) -> Option<&Serving> {
+        self.serving.get()
+    }
+}
+
+/// What each handler gets.
+#[derive(Clone)]
+pub struct Context(Arc<Inner>);
+
+pub struct Inner {
+    pub config: HttpConfig,
+    pub keys: KeyRing,
+    pub metrics: Metrics,
+    state: AppState,
+    draining: AtomicBool,
+    body_bytes: AtomicUsize,
+}
+
+impl std::ops::Deref for Context {
+    type Target = Inner;
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Context {
+    pub fn new(config: HttpConfig, state: AppState) -> Self {
+        let keys = KeyRing::new(&config.api_keys);
+        Self(Arc::new(Inner {
+            config,
+            keys,
+            metrics: Metrics::new(),
+            state,
+            draining: AtomicBool::new(false),
+            body_bytes: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Errors: still loading.
+    pub fn serving(&self) -> Result<&Serving, ApiError> {
+        self.state.serving().ok_or(ApiError::Loading)
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// New requests are refused from now on, running ones end normally.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        if let Some(serving) = self.state.serving() {
+            serving.engine.drain();
+        }
+    }
+
+    /// Counts a body's bytes as long as the result lives. Errors: too many of them in flight.
+    pub fn reserve_body(&self) -> BodyReservation {
+        BodyReservation { context: self.clone(), bytes: 0 }
+    }
+
+    pub fn retry_after_s(&self) -> u64 {
+        self.config.retry_after.as_secs().max(1)
+    }
+}
+
+/// A share of `bodies_bytes_max`.
+pub struct BodyReservation {
+    context: Context,
+    bytes: usize,
+}
+
+impl BodyReservation {
+    /// Errors: the bodies in flight would exceed `bodies_bytes_max`.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let bytes_max = self.context.config.bodies_bytes_max;
+        let before = self.context.body_bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.bytes += bytes;
+        if before + bytes > bytes_max {
+            let retry_after_s = self.context.retry_after_s();
+            return Err(ApiError::BodiesInFlight { bytes: before, bytes_max, retry_after_s });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for BodyReservation {
+    fn drop(&mut self) {
+        self.context.body_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,96 @@
+//! Fields of the OpenAI and vLLM APIs that this server knows of and cannot serve yet. Each passes
+//! with the value that means "not used"; anything else is refused by name, never silently ignored.
+
+use super::error::RequestError;
+use super::fields::{Fields, show};
+use serde_json::Value;
+
+/// Values that pass, beside null.
+type Harmless = fn(&Value) -> bool;
+
+const UNUSED: Harmless = |v| match v {
+    Value::Array(list) => list.is_empty(),
+    Value::Object(map) => map.is_empty(),
+    _ => false,
+};
+const FALSE: Harmless = |v| v == &Value::Bool(false);
+const TRUE: Harmless = |v| v == &Value::Bool(true);
+const NEVER: Harmless = |_| false;
+const ONE: Harmless = |v| v.as_f64() == Some(1.0);
+const EMPTY_TEXT: Harmless = |v| v.as_str() == Some("");
+
+/// For every endpoint that generates.
+const ANYWHERE: &[(&str, Harmless)] = &[
+    ("response_format", |v| v["type"] == "text"),
+    ("structured_outputs", UNUSED),
+    ("guided_json", NEVER),
+    ("guided_regex", NEVER),
+    ("guided_choice", NEVER),
+    ("guided_grammar", NEVER),
+    ("guided_decoding_backend", NEVER),
+    ("guided_whitespace_pattern", NEVER),
+    ("grammar", EMPTY_TEXT),
+    ("json_schema", NEVER),
+    ("regex", NEVER),
+    ("ebnf", NEVER),
+    ("structural_tag", NEVER),
+    ("prompt_logprobs", NEVER),
+    ("bad_words", UNUSED),
+    ("allowed_token_ids", NEVER),
+    ("logprob_token_ids", UNUSED),
+    ("logits_processors", UNUSED),
+    ("use_beam_search", FALSE),
+    ("early_stopping", FALSE),
+    ("length_penalty", ONE),
+    ("include_stop_str_in_output", FALSE),
+    ("spaces_between_special_tokens", TRUE),
+    ("truncate_prompt_tokens", NEVER),
+    ("return_token_ids", FALSE),
+    ("kv_transfer_params", UNUSED),
+    ("vllm_xargs", UNUSED),
+    ("add_special_tokens", |v| v.is_boolean()),
+    ("prompt_embeds", NEVER),
+    ("service_tier", |v| v == "auto" || v == "default"),
+];
+
+const CHAT: &[(&str, Harmless)] = &[
+    ("tools", UNUSED),
+    ("tool_choice", |v| v == "none" || v == "auto"),
+    ("functions", UNUSED),
+    ("function_call", |v| v == "none" || v == "auto"),
+    ("modalities", |v| v == &serde_json::json!(["text"])),
+    ("audio", NEVER),
+    ("prediction", NEVER),
+    ("reasoning_effort", NEVER),
+    ("thinking_token_budget", NEVER),
+    ("verbosity", |v| v == "medium"),
+    ("web_search_options", NEVER),
+    ("store", FALSE),
+    ("echo", FALSE),
+    ("best_of", ONE),
+    ("documents", UNUSED),
+    ("chat_template", NEVER),
+    ("mm_processor_kwargs", UNUSED),
+    ("media_io_kwargs", UNUSED),
+];
+
+const COMPLETIONS: &[(&str, Harmless)] = &[("suffix", EMPTY_TEXT)];
+
+/// Errors: the first field that is used and not served at /v1/chat/completions.
+pub fn check_chat(fields: &Fields) -> Result<(), RequestError> {
+    check(fields, CHAT)
+}
+
+/// Errors: the first field that is used and not served at /v1/completions.
+pub fn check_completions(fields: &Fields) -> Result<(), RequestError> {
+    check(fields, COMPLETIONS)
+}
+
+fn check(fields: &Fields, own: &[(&str, Harmless)]) -> Result<(), RequestError> {
+    for (name, harmless) in own.iter().chain(ANYWHERE) {
+        if let Some(value) = fields.value(name).filter(|v| !harmless(v)) {
+            return Err(RequestError::Unsupported { field: (*name).into(), value: show(value) });
+        }
+    }
+    Ok(())
+}

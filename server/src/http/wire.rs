@@ -1,0 +1,186 @@
+//! Pieces of the replies that endpoints share.
+
+use super::choice::{Finish, StopCause, TextToken};
+use crate::engine::{FinishReason, TokenLogprobs};
+use crate::text::TextStage;
+use models::TokenId;
+use serde_json::{Value, json};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Names the build in every reply, as OpenAI's `system_fingerprint` does.
+pub const FINGERPRINT: &str = concat!("build-", env!("CARGO_PKG_VERSION"));
+
+/// Token counts of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+    pub cached_tokens: usize,
+}
+
+impl Usage {
+    pub fn new(prompt_tokens: usize, completion_tokens: usize, cached_tokens: usize) -> Self {
+        Self { prompt_tokens, completion_tokens, cached_tokens }
+    }
+
+    pub fn to_json(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        })
+    }
+}
+
+/// What the head of every reply and chunk of one request says.
+#[derive(Debug, Clone)]
+pub struct Head {
+    pub id: String,
+    pub created: u64,
+    pub model: String,
+}
+
+impl Head {
+    /// `prefix` as `chatcmpl`; the rest of the id cannot be guessed.
+    pub fn new(prefix: &str, model: &str) -> Self {
+        let mut random = [0u8; 16];
+        getrandom::fill(&mut random).expect("the system gives random numbers");
+        let hex: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { id: format!("{prefix}-{hex}"), created: unix_seconds(), model: model.into() }
+    }
+
+    pub fn reply(&self, object: &str, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id,
+            "object": object,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": FINGERPRINT,
+            "choices": choices,
+        })
+    }
+}
+
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// The fields `finish_reason` and `stop_reason` of a choice; both null while it goes on.
+pub fn set_finish(choice: &mut Value, finish: Option<&Finish>) {
+    choice["finish_reason"] = match finish.map(|f| f.reason) {
+        None => Value::Null,
+        Some(FinishReason::Stop) => "stop".into(),
+        Some(FinishReason::Length) => "length".into(),
+    };
+    choice["stop_reason"] = match finish.and_then(|f| f.cause.as_ref()) {
+        None => Value::Null,
+        Some(StopCause::String(string)) => string.as_str().into(),
+        Some(StopCause::Token(token)) => token.0.into(),
+    };
+}
+
+/// How tokens are written in logprobs.
+#[derive(Clone)]
+pub struct TokenNames {
+    text: TextStage,
+    as_ids: bool,
+}
+
+impl TokenNames {
+    /// Tokens as text.
+    pub fn as_text(text: &TextStage) -> Self {
+        Self { text: text.clone(), as_ids: false }
+    }
+
+    /// Tokens as `token_id:N`.
+    pub fn as_ids(text: &TextStage) -> Self {
+        Self { text: text.clone(), as_ids: true }
+    }
+
+    /// With broken characters as U+FFFD; the bytes that go with it are exact.
+    fn lossy(&self, token: TokenId) -> String {
+        if self.as_ids { format!("token_id:{token}") } else { self.text.token_text(token) }
+    }
+
+    /// With the bytes of broken characters written out, so that no two tokens look the same.
+    fn distinct(&self, token: TokenId) -> String {
+        let bytes = self.text.token_bytes(token);
+        if self.as_ids || std::str::from_utf8(bytes).is_ok() {
+            return self.lossy(token);
+        }
+        let hex: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+        format!("bytes:{hex}")
+    }
+
+    /// The `logprobs` object of a chat choice.
+    pub fn chat_logprobs(&self, tokens: &[TextToken]) -> Value {
+        let content: Vec<Value> = tokens
+            .iter()
+            .map(|token| {
+                let logprobs = &token.logprobs;
+                let mut entry = self.chat_entry(logprobs.token, logprobs.logprob);
+                let top = logprobs.top.iter().map(|&(id, logprob)| self.chat_entry(id, logprob));
+                entry["top_logprobs"] = top.collect();
+                entry
+            })
+            .collect();
+        json!({"content": content, "refusal": null})
+    }
+
+    fn chat_entry(&self, token: TokenId, logprob: f32) -> Value {
+        json!({
+            "token": self.lossy(token),
+            "logprob": finite(logprob),
+            "bytes": self.text.token_bytes(token),
+        })
+    }
+}
+
+/// The `logprobs` object of plain completions: parallel lists.
+#[derive(Debug, Default)]
+pub struct CompletionLogprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Value>,
+    top_logprobs: Vec<Value>,
+    text_offset: Vec<usize>,
+}
+
+impl CompletionLogprobs {
+    /// `offset`: characters of the choice's text before the token.
+    pub fn push(&mut self, names: &TokenNames, logprobs: &TokenLogprobs, offset: usize) {
+        let name = names.distinct(logprobs.token);
+        let mut top: serde_json::Map<String, Value> = logprobs
+            .top
+            .iter()
+            .map(|&(id, logprob)| (names.distinct(id), finite(logprob)))
+            .collect();
+        top.entry(name.clone()).or_insert_with(|| finite(logprobs.logprob));
+        self.tokens.push(name);
+        self.token_logprobs.push(finite(logprobs.logprob));
+        self.top_logprobs.push(top.into());
+        self.text_offset.push(offset);
+    }
+
+    /// The first token of a prompt, which nothing comes before to predict it from.
+    pub fn push_first(&mut self, names: &TokenNames, token: TokenId) {
+        self.tokens.push(names.distinct(token));
+        self.token_logprobs.push(Value::Null);
+        self.top_logprobs.push(Value::Null);
+        self.text_offset.push(0);
+    }
+
+    pub fn to_json(&self) -> Value {
+        json!({
+            "tokens": self.tokens,
+            "token_logprobs": self.token_logprobs,
+            "top_logprobs": self.top_logprobs,
+            "text_offset": self.text_offset,
+        })
+    }
+}
+
+/// JSON has no infinities: what is impossible is as unlikely as OpenAI writes it.
+fn finite(logprob: f32) -> Value {
+    json!(if logprob.is_finite() { f64::from(logprob) } else { -9999.0 })
+}
