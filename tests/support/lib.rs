@@ -1,6 +1,9 @@
 //! What several test files share: where the reference data lies.
 
 pub mod http;
+pub mod random;
+pub mod random_plans;
+pub mod serving;
 
 use std::path::{Path, PathBuf};
 

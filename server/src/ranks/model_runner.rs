@@ -6,7 +6,8 @@ use super::sampler::{RowOutput, RowTask, SampleError, Sampler};
 use crate::engine::{ChunkOutput, Plan, StepOutput};
 use kernels::comm::Communicator;
 use kernels::{DType, KernelError, Tensor};
-use models::{ForwardBatch, ForwardContext, KvCache, Model};
+use models::weights::shard::shard_sizes;
+use models::{ForwardBatch, ForwardContext, KvCache, LoadError, Model, ShardSpec};
 
 /// Rows whose logits are in memory at a time: with a vocabulary of 152,000 a group takes 39 MB,
 /// whatever the plan asks for.
@@ -46,19 +47,21 @@ struct RowRef<'a> {
 }
 
 impl ModelRunner {
-    /// Errors: `OutOfMemory` for cache or buffers.
+    /// Errors: `Kernel` when there is no memory for cache or buffers; `Unsupported` when the heads
+    /// cannot be shared out among the ranks.
     pub fn new(
         config: &RankConfig,
-        model: Box<dyn Model>,
+        mut model: Box<dyn Model>,
         communicator: Box<dyn Communicator>,
-    ) -> Result<ModelRunner, KernelError> {
+    ) -> Result<ModelRunner, LoadError> {
+        let logit_rows_max = config.max_num_batched_tokens.clamp(1, LOGIT_ROWS_MAX);
+        model.reserve(config.max_num_batched_tokens, logit_rows_max)?;
         let network = model.config();
-        // With more ranks than heads, ranks share a head, each with a copy of it.
-        let num_kv_heads = (network.num_kv_heads / communicator.world_size()).max(1);
+        let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
+        let num_kv_heads = shard_sizes(network, spec)?.num_kv_heads;
         let (num_blocks, block_size) = (config.num_blocks, config.block_size);
         let kv_cache =
             KvCache::new(network, num_kv_heads, num_blocks, block_size, config.kv_dtype)?;
-        let logit_rows_max = config.max_num_batched_tokens.clamp(1, LOGIT_ROWS_MAX);
         let hidden_shape = [config.max_num_batched_tokens, network.hidden_size];
         let sampleable_vocab = config.sampleable_vocab.min(network.vocab_size);
         Ok(ModelRunner {

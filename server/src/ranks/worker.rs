@@ -56,7 +56,7 @@ fn load(rank: usize, spec: RankSpec) -> Result<ModelRunner, RankStartError> {
     }
     catch_unwind(AssertUnwindSafe(|| {
         let model = (spec.model)()?;
-        Ok(ModelRunner::new(&spec.config, model, spec.communicator).map_err(LoadError::from)?)
+        Ok(ModelRunner::new(&spec.config, model, spec.communicator)?)
     }))
     .unwrap_or_else(|panic| Err(RankStartError::Panicked { rank, reason: reason_of(panic) }))
 }

@@ -64,7 +64,8 @@ fn check_chi_square(counts: &[f64], probabilities: &[f64], num_draws: f64) {
         chi_square += (rare_count - rare_mass) * (rare_count - rare_mass) / rare_mass;
         classes += 1.0;
     }
-    // Four standard deviations of the statistic about its mean; seeds are fixed, so this cannot flake.
+    // Four standard deviations of the statistic about its mean; seeds are fixed, so this cannot
+    // flake.
     let freedom: f64 = classes - 1.0;
     let distance = (chi_square - freedom) / (2.0 * freedom).sqrt();
     assert!(freedom >= 5.0 && distance.abs() < 4.0, "chi square {chi_square}, {freedom} classes");
