@@ -23,7 +23,7 @@ use std::ops::Range;
 /// Tiles of one task stay in a core's second-level cache while all rows of activations pass by.
 const TASK_BYTES_MAX: usize = 256 * 1024;
 /// Tasks for each thread, if there are tiles enough: they even out cores of unequal speed.
-const TASKS_PER_THREAD: usize = 8;
+const TASKS_PER_THREAD: usize = 16;
 
 /// The work of one kernel call: one tile times the rows of one group.
 pub struct Job<'a> {

@@ -3,7 +3,7 @@
 //! Rows are taken in groups. Within a group the block (or the k) comes first and the row second, so
 //! a kernel that holds one block of weights finds all it needs of the group's rows in one place.
 
-use super::format::{BLOCK_LEN, Correction};
+use super::format::{BLOCK_LEN, Correction, padded_len};
 use crate::Tensor;
 use crate::device::cpu::{CpuDevice, Isa};
 use crate::device::memory::{AlignedVec, Element, SharedMut};
@@ -38,9 +38,9 @@ pub struct Activations {
     /// [block, row, `Correction::len`] for each group, by `Correction`. Those of `Minimum` are the
     /// bits of f32.
     corrections: [AlignedVec<i32>; Correction::COUNT],
-    /// [k / 2, row] for each group.
+    /// [padded k / 2, row] for each group.
     pairs: AlignedVec<u32>,
-    /// [k rounded up to an even number, row] for each group.
+    /// [padded k, row] for each group.
     floats: AlignedVec<f32>,
 }
 
@@ -109,10 +109,14 @@ impl Activations {
                 let corrections = &self.corrections[correction as usize];
                 group.corrections = &corrections[part(blocks * correction.len())];
             }
-            Input::Bf16 => group.pairs = &self.pairs[part(self.in_features.div_ceil(2))],
-            Input::F32 => group.floats = &self.floats[part(self.in_features.next_multiple_of(2))],
+            Input::Bf16 => group.pairs = &self.pairs[part(self.padded_len() / 2)],
+            Input::F32 => group.floats = &self.floats[part(self.padded_len())],
         }
         group
+    }
+
+    fn padded_len(&self) -> usize {
+        padded_len(self.in_features).expect("the weight was packed with this length")
     }
 
     fn round_to_int8(&mut self, device: &CpuDevice, x: &Tensor, inputs: &[Input]) {
@@ -138,13 +142,8 @@ impl Activations {
             // SAFETY: as above.
             let scales = unsafe { scales.slice(first_row * blocks, len) };
             let mut sums = vec![[0i32; 2]; len];
-            for row in 0..rows {
-                for (b, x) in x.f32_row(first_row + row).chunks_exact(BLOCK_LEN).enumerate() {
-                    let at = b * rows + row;
-                    let values = &mut values[at * BLOCK_LEN..][..BLOCK_LEN];
-                    (scales[at], sums[at]) = round(x, values);
-                }
-            }
+            let out = Rounded { values, scales, sums: &mut sums };
+            round(&x.f32()[first_row * x.row_len()..][..rows * x.row_len()], rows, out);
             for (correction, out) in &wanted {
                 let n = correction.len();
                 // SAFETY: as above.
@@ -155,7 +154,7 @@ impl Activations {
     }
 
     fn round_to_bf16(&mut self, device: &CpuDevice, x: &Tensor) {
-        let num_pairs = self.in_features.div_ceil(2);
+        let num_pairs = self.padded_len() / 2;
         grow(&mut self.pairs, self.rows * num_pairs);
         let pairs = SharedMut::new(&mut self.pairs[..]);
         for_each_group(device, x, &|first_row, rows| {
@@ -163,7 +162,8 @@ impl Activations {
             let pairs = unsafe { pairs.slice(first_row * num_pairs, rows * num_pairs) };
             for row in 0..rows {
                 let out = pairs.iter_mut().skip(row).step_by(rows);
-                for (out, x) in out.zip(x.f32_row(first_row + row).chunks(2)) {
+                let x = x.f32_row(first_row + row).chunks(2);
+                for (out, x) in out.zip(x.chain(std::iter::repeat(&[0.0][..]))) {
                     let second = x.get(1).map_or(0, |&x| bf16_bits(x));
                     *out = bf16_bits(x[0]) | second << 16;
                 }
@@ -172,12 +172,12 @@ impl Activations {
     }
 
     fn transpose_f32(&mut self, device: &CpuDevice, x: &Tensor) {
-        let even_len = self.in_features.next_multiple_of(2);
-        grow(&mut self.floats, self.rows * even_len);
+        let padded_len = self.padded_len();
+        grow(&mut self.floats, self.rows * padded_len);
         let floats = SharedMut::new(&mut self.floats[..]);
         for_each_group(device, x, &|first_row, rows| {
             // SAFETY: groups do not overlap, and the buffer outlives the region.
-            let floats = unsafe { floats.slice(first_row * even_len, rows * even_len) };
+            let floats = unsafe { floats.slice(first_row * padded_len, rows * padded_len) };
             for row in 0..rows {
                 let x = x.f32_row(first_row + row).iter().copied();
                 let x = x.chain(std::iter::repeat(0.0));
@@ -245,21 +245,47 @@ fn bf16_bits(x: f32) -> u32 {
     if x.is_nan() { 0x7fc0 } else { rounded }
 }
 
-/// Rounds 32 values to 8 bits; returns their scale and the sums of the two halves.
-type Round = fn(&[f32], &mut [i8]) -> (f32, [i32; 2]);
+/// What rounding the rows of a group gives: [block, row, 32], [block, row] and the sums of the two
+/// halves of each block, [block, row, 2].
+pub struct Rounded<'a> {
+    values: &'a mut [i8],
+    scales: &'a mut [f32],
+    sums: &'a mut [[i32; 2]],
+}
+
+/// Rounds `x` [rows, in_features].
+type Round = fn(&[f32], usize, Rounded);
 
 fn rounder(isa: Isa) -> Round {
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx512 {
-        return super::avx512::round_block;
+        return super::avx512::round_rows;
     }
     let _ = isa;
-    round_block
+    |x, rows, out| round_rows(x, rows, out, round_block)
+}
+
+/// Rounds each block of `x` with `round_block` and puts it where it belongs.
+#[inline(always)]
+pub fn round_rows(
+    x: &[f32],
+    rows: usize,
+    out: Rounded,
+    round_block: impl Fn(&[f32; BLOCK_LEN], &mut [i8; BLOCK_LEN]) -> (f32, [i32; 2]),
+) {
+    let (values, _) = out.values.as_chunks_mut::<BLOCK_LEN>();
+    for (row, x) in x.chunks_exact(x.len() / rows).enumerate() {
+        let (blocks, _) = x.as_chunks::<BLOCK_LEN>();
+        for (b, x) in blocks.iter().enumerate() {
+            let at = b * rows + row;
+            (out.scales[at], out.sums[at]) = round_block(x, &mut values[at]);
+        }
+    }
 }
 
 /// value = round(x / scale), scale = max |x| / 127. A NaN or an infinity makes the scale NaN, and
 /// with it every output of the row. Every instruction set gives these very numbers.
-fn round_block(x: &[f32], values: &mut [i8]) -> (f32, [i32; 2]) {
+fn round_block(x: &[f32; BLOCK_LEN], values: &mut [i8; BLOCK_LEN]) -> (f32, [i32; 2]) {
     // As integers, magnitudes order as f32 do and NaN comes out above all, where f32::max would
     // lose it.
     let magnitude = x.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().unwrap_or(0);

@@ -5,7 +5,7 @@
 //! size, so its results do not depend on its neighbours.
 #![allow(unsafe_code)]
 
-use super::activations::scale_and_inverse;
+use super::activations::{self, Rounded, scale_and_inverse};
 use super::format::{
     BLOCK_LEN, Codes, Correction, NIBBLE_BYTES, Quantised, SCALE_BYTES, TILE_ROWS, WORD_BYTES,
     WORDS,
@@ -288,12 +288,14 @@ fn bf16_kernel(job: &Job, sums: &mut Sums) {
 pub fn bf16_pairs_kernel(job: &Job, sums: &mut Sums) {
     let pairs = job.tile.len() / (4 * TILE_ROWS);
     assert_eq!(job.x.pairs.len(), pairs * job.x.rows, "activations and tile differ in k");
+    assert!(pairs.is_multiple_of(2), "tiles of plain numbers are padded");
     // SAFETY: as in `f32_kernel`; this kernel is chosen for `Isa::Avx512Bf16` alone.
     unsafe { with_rows!(job.x.rows, bf16_pairs<>(job, pairs, sums)) }
 }
 
 fn check_floats(job: &Job, columns: usize) {
-    assert!(job.x.floats.len() >= columns * job.x.rows, "activations and tile differ in k");
+    assert_eq!(job.x.floats.len(), columns * job.x.rows, "activations and tile differ in k");
+    assert!(columns.is_multiple_of(4), "tiles of plain numbers are padded");
 }
 
 /// # Safety
@@ -301,12 +303,17 @@ fn check_floats(job: &Job, columns: usize) {
 #[target_feature(enable = "avx512f")]
 unsafe fn plain_f32<const R: usize>(job: &Job, columns: usize, sums: &mut Sums) {
     let (w, x) = (job.tile.as_ptr().cast::<f32>(), job.x.floats.as_ptr());
-    let mut acc = [_mm512_setzero_ps(); R];
-    for k in 0..columns {
-        // SAFETY: k is below `columns`, for which the caller vouches.
-        unsafe { multiply(&mut acc, _mm512_loadu_ps(w.add(k * TILE_ROWS)), x.add(k * R)) }
+    let mut acc = Chains::<R>::new();
+    for k in (0..columns).step_by(2) {
+        let first = k;
+        let second = k + 1;
+        // SAFETY: columns are even and the caller vouches for their number.
+        unsafe {
+            acc.multiply(0, _mm512_loadu_ps(w.add(first * TILE_ROWS)), x.add(first * R));
+            acc.multiply(1, _mm512_loadu_ps(w.add(second * TILE_ROWS)), x.add(second * R));
+        }
     }
-    store(&acc, sums);
+    acc.store(sums);
 }
 
 /// # Safety
@@ -314,12 +321,17 @@ unsafe fn plain_f32<const R: usize>(job: &Job, columns: usize, sums: &mut Sums) 
 #[target_feature(enable = "avx512f")]
 unsafe fn plain_f16<const R: usize>(job: &Job, columns: usize, sums: &mut Sums) {
     let (w, x) = (job.tile.as_ptr(), job.x.floats.as_ptr());
-    let mut acc = [_mm512_setzero_ps(); R];
-    for k in 0..columns {
-        // SAFETY: k is below `columns`, for which the caller vouches.
-        unsafe { multiply(&mut acc, f16_lanes(w.add(k * 2 * TILE_ROWS)), x.add(k * R)) }
+    let mut acc = Chains::<R>::new();
+    for k in (0..columns).step_by(2) {
+        let first = k;
+        let second = k + 1;
+        // SAFETY: columns are even and the caller vouches for their number.
+        unsafe {
+            acc.multiply(0, f16_lanes(w.add(first * 2 * TILE_ROWS)), x.add(first * R));
+            acc.multiply(1, f16_lanes(w.add(second * 2 * TILE_ROWS)), x.add(second * R));
+        }
     }
-    store(&acc, sums);
+    acc.store(sums);
 }
 
 /// # Safety
@@ -328,18 +340,18 @@ unsafe fn plain_f16<const R: usize>(job: &Job, columns: usize, sums: &mut Sums) 
 #[target_feature(enable = "avx512f")]
 unsafe fn plain_bf16<const R: usize>(job: &Job, pairs: usize, sums: &mut Sums) {
     let (w, x) = (job.tile.as_ptr(), job.x.floats.as_ptr());
-    let mut acc = [_mm512_setzero_ps(); R];
+    let mut acc = Chains::<R>::new();
     for p in 0..pairs {
         // SAFETY: p is below `pairs`, for which the caller vouches.
         unsafe {
             let both = _mm512_loadu_si512(w.add(p * WORD_BYTES).cast());
             let second = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
             let first = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(both));
-            multiply(&mut acc, first, x.add(2 * p * R));
-            multiply(&mut acc, _mm512_castsi512_ps(second), x.add((2 * p + 1) * R));
+            acc.multiply(0, first, x.add(2 * p * R));
+            acc.multiply(1, _mm512_castsi512_ps(second), x.add((2 * p + 1) * R));
         }
     }
-    store(&acc, sums);
+    acc.store(sums);
 }
 
 /// # Safety
@@ -348,64 +360,94 @@ unsafe fn plain_bf16<const R: usize>(job: &Job, pairs: usize, sums: &mut Sums) {
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn bf16_pairs<const R: usize>(job: &Job, pairs: usize, sums: &mut Sums) {
     let (w, x) = (job.tile.as_ptr(), job.x.pairs.as_ptr());
-    let mut acc = [_mm512_setzero_ps(); R];
-    for p in 0..pairs {
-        // SAFETY: p is below `pairs`, for which the caller vouches; the casts only rename 64 bytes.
-        unsafe {
-            let both = _mm512_loadu_si512(w.add(p * WORD_BYTES).cast());
-            let both = std::mem::transmute::<__m512i, __m512bh>(both);
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let x = _mm512_set1_epi32((*x.add(p * R + r)).cast_signed());
-                let x = std::mem::transmute::<__m512i, __m512bh>(x);
-                *acc = _mm512_dpbf16_ps(*acc, both, x);
+    let mut acc = Chains::<R>::new();
+    for p in (0..pairs).step_by(2) {
+        for (i, acc) in acc.0.iter_mut().enumerate() {
+            // SAFETY: pairs are even and the caller vouches for their number; the casts only rename
+            // 64 bytes.
+            unsafe {
+                let both = _mm512_loadu_si512(w.add((p + i) * WORD_BYTES).cast());
+                let both = std::mem::transmute::<__m512i, __m512bh>(both);
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = _mm512_set1_epi32((*x.add((p + i) * R + r)).cast_signed());
+                    let x = std::mem::transmute::<__m512i, __m512bh>(x);
+                    *acc = _mm512_dpbf16_ps(*acc, both, x);
+                }
             }
         }
     }
-    store(&acc, sums);
+    acc.store(sums);
 }
 
-/// acc\[r\] += w * x\[r\].
-///
-/// # Safety
-/// AVX-512F; R values can be read from `x`.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn multiply<const R: usize>(acc: &mut [__m512; R], w: __m512, x: *const f32) {
-    for (r, acc) in acc.iter_mut().enumerate() {
-        // SAFETY: r is below R.
-        *acc = _mm512_fmadd_ps(w, _mm512_set1_ps(unsafe { *x.add(r) }), *acc);
+/// Two sums for each row, of alternating k: one alone would wait for its own last addition, which
+/// with one row is slower than memory.
+struct Chains<const R: usize>([[__m512; R]; 2]);
+
+impl<const R: usize> Chains<R> {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new() -> Self {
+        Chains([[_mm512_setzero_ps(); R]; 2])
+    }
+
+    /// Chain `i` of each row r += w * x\[r\].
+    ///
+    /// # Safety
+    /// R values can be read from `x`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn multiply(&mut self, i: usize, w: __m512, x: *const f32) {
+        for (r, acc) in self.0[i].iter_mut().enumerate() {
+            // SAFETY: r is below R.
+            *acc = _mm512_fmadd_ps(w, _mm512_set1_ps(unsafe { *x.add(r) }), *acc);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn store(self, sums: &mut Sums) {
+        let [mut first, second] = self.0;
+        for (first, second) in first.iter_mut().zip(second) {
+            *first = _mm512_add_ps(*first, second);
+        }
+        store(&first, sums);
     }
 }
 
-/// See `activations::Round`: the same numbers as its plain form.
-pub fn round_block(x: &[f32], values: &mut [i8]) -> (f32, [i32; 2]) {
-    assert!(x.len() == BLOCK_LEN && values.len() == BLOCK_LEN, "a block has {BLOCK_LEN} values");
-    // SAFETY: `linear_many` asserted that the machine has the instructions; the lengths were
-    // checked above.
-    unsafe { round_block_avx512(x.as_ptr(), values.as_mut_ptr()) }
+/// `activations::round_rows` with vectors; the same numbers as its plain form.
+pub fn round_rows(x: &[f32], rows: usize, out: Rounded) {
+    // SAFETY: `linear_many` asserted that the machine has the instructions.
+    unsafe { round_rows_avx512(x, rows, out) }
 }
 
 /// # Safety
-/// AVX-512F; 32 numbers behind each pointer.
-#[target_feature(enable = "avx512f")]
-unsafe fn round_block_avx512(x: *const f32, values: *mut i8) -> (f32, [i32; 2]) {
-    // SAFETY: the caller vouches for 32 numbers behind each pointer.
-    let (first, second) = unsafe { (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16))) };
+/// AVX-512 as in `Isa::Avx512`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn round_rows_avx512(x: &[f32], rows: usize, out: Rounded) {
+    activations::round_rows(x, rows, out, |x, values| round_block(x, values));
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+fn round_block(x: &[f32; BLOCK_LEN], values: &mut [i8; BLOCK_LEN]) -> (f32, [i32; 2]) {
+    // SAFETY: both halves are 16 f32.
+    let (first, second) =
+        unsafe { (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x[BLOCK_LEN / 2..].as_ptr())) };
     let magnitude = |v| _mm512_castps_si512(_mm512_abs_ps(v));
     let largest = _mm512_max_epu32(magnitude(first), magnitude(second));
     let largest = f32::from_bits(_mm512_reduce_max_epu32(largest));
     let Some((scale, inverse)) = scale_and_inverse(largest) else {
-        // SAFETY: as above.
-        unsafe { _mm256_storeu_si256(values.cast(), _mm256_setzero_si256()) };
+        values.fill(0);
         return (f32::NAN, [0; 2]);
     };
     let inverse = _mm512_set1_ps(inverse);
-    let first = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
-    let second = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));
-    // SAFETY: as above.
-    unsafe {
-        _mm_storeu_si128(values.cast(), _mm512_cvtsepi32_epi8(first));
-        _mm_storeu_si128(values.add(16).cast(), _mm512_cvtsepi32_epi8(second));
-    }
-    (scale, [_mm512_reduce_add_epi32(first), _mm512_reduce_add_epi32(second)])
+    let round = |v| _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(v, inverse)));
+    let rounded = _mm256_set_m128i(round(second), round(first));
+    // SAFETY: `values` are 32 bytes.
+    unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), rounded) };
+    // Sums of four, then of eight, then of sixteen, within each half.
+    let sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), rounded);
+    let sums = _mm256_hadd_epi32(sums, sums);
+    let sums = _mm256_hadd_epi32(sums, sums);
+    (scale, [_mm256_extract_epi32::<0>(sums), _mm256_extract_epi32::<4>(sums)])
 }

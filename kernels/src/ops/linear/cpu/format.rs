@@ -139,13 +139,17 @@ pub const fn format_of(dtype: DType) -> Option<Format> {
     }
 }
 
-/// Bytes of one tile. Plain numbers lie as [k, 16]; bf16 as [k / 2, 16, 2], with a zero after an
-/// odd end.
+/// Columns that a tile of plain numbers has: kernels take four at a time.
+pub fn padded_len(in_features: usize) -> Option<usize> {
+    in_features.checked_next_multiple_of(4)
+}
+
+/// Bytes of one tile. Plain numbers lie as [k, 16], bf16 as [k / 2, 16, 2], with zeros after the
+/// end of k (see `padded_len`).
 pub fn tile_bytes(dtype: DType, in_features: usize) -> Option<usize> {
     match dtype {
-        DType::F32 => in_features.checked_mul(4 * TILE_ROWS),
-        DType::F16 => in_features.checked_mul(2 * TILE_ROWS),
-        DType::BF16 => in_features.div_ceil(2).checked_mul(4 * TILE_ROWS),
+        DType::F32 => padded_len(in_features)?.checked_mul(4 * TILE_ROWS),
+        DType::F16 | DType::BF16 => padded_len(in_features)?.checked_mul(2 * TILE_ROWS),
         _ => {
             let format = format_of(dtype)?;
             let super_blocks = in_features / (BLOCK_LEN * format.blocks);

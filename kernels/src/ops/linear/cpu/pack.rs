@@ -171,29 +171,44 @@ fn spread_bits(bits: u32) -> u32 {
 }
 
 /// The unsigned codes of block `b` of a checkpoint block: four in each word, k ascending.
+#[inline]
 fn read_codes(dtype: DType, source: &[u8], b: usize) -> [u32; WORDS] {
-    let word = |at: usize| {
-        u32::from_le_bytes([source[at], source[at + 1], source[at + 2], source[at + 3]])
+    const NIBBLES: u32 = 0x0f0f_0f0f;
+    let words = |at: usize| -> [u32; WORDS] { words_at(&source[at..at + BLOCK_LEN]) };
+    // The first half of k has the low nibbles of 16 bytes, the second half the high ones.
+    let halves = |at: usize| -> [u32; WORDS] {
+        let words: [u32; 4] = words_at(&source[at..at + BLOCK_LEN / 2]);
+        std::array::from_fn(|g| (words[g % 4] >> (4 * (g / 4))) & NIBBLES)
     };
-    std::array::from_fn(|g| match dtype {
+    match dtype {
         // Two's complement with the top bit flipped is the value plus 128.
-        DType::Q8_0 => word(2 + 4 * g) ^ 0x8080_8080,
-        DType::Q4_0 => (word(2 + 4 * (g % 4)) >> (4 * (g / 4))) & 0x0f0f_0f0f,
+        DType::Q8_0 => words(2).map(|word| word ^ 0x8080_8080),
+        DType::Q4_0 => halves(2),
         DType::Q5_0 => {
-            let low = (word(6 + 4 * (g % 4)) >> (4 * (g / 4))) & 0x0f0f_0f0f;
-            low | (spread_bits(word(2) >> (4 * g)) << 4)
+            let ([fifth], low) = (words_at(&source[2..6]), halves(6));
+            std::array::from_fn(|g| low[g] | (spread_bits(fifth >> (4 * g)) << 4))
         }
-        DType::Q4K => (word(16 + b / 2 * BLOCK_LEN + 4 * g) >> (4 * (b % 2))) & 0x0f0f_0f0f,
+        DType::Q4K => words(16 + b / 2 * BLOCK_LEN).map(|word| (word >> (4 * (b % 2))) & NIBBLES),
         DType::Q5K => {
-            let low = (word(48 + b / 2 * BLOCK_LEN + 4 * g) >> (4 * (b % 2))) & 0x0f0f_0f0f;
-            low | (((word(16 + 4 * g) >> b) & 0x0101_0101) << 4)
+            let (low, fifth) = (words(48 + b / 2 * BLOCK_LEN), words(16));
+            let low = low.map(|word| (word >> (4 * (b % 2))) & NIBBLES);
+            std::array::from_fn(|g| low[g] | (((fifth[g] >> b) & 0x0101_0101) << 4))
         }
         DType::Q6K => {
             let (half, quarter) = (b / 4, b % 4);
-            let low = word(half * 64 + quarter % 2 * 32 + 4 * g) >> (4 * (quarter / 2));
-            let high = word(128 + half * 32 + 4 * g) >> (2 * quarter);
-            (low & 0x0f0f_0f0f) | ((high & 0x0303_0303) << 4)
+            let low = words(half * 64 + quarter % 2 * 32);
+            let low = low.map(|word| (word >> (4 * (quarter / 2))) & NIBBLES);
+            let high = words(128 + half * 32).map(|word| (word >> (2 * quarter)) & 0x0303_0303);
+            std::array::from_fn(|g| low[g] | (high[g] << 4))
         }
         DType::F32 | DType::F16 | DType::BF16 => unreachable!("{dtype} has no codes"),
+    }
+}
+
+fn words_at<const N: usize>(bytes: &[u8]) -> [u32; N] {
+    let bytes = &bytes[..4 * N];
+    std::array::from_fn(|i| {
+        let word = &bytes[4 * i..4 * i + 4];
+        u32::from_le_bytes([word[0], word[1], word[2], word[3]])
     })
 }
