@@ -1,7 +1,7 @@
 //! The program `monsoon`: reads what was asked for, runs it, and alone picks the exit code: 0 done, 1 failed while running,
 //! 2 the operator must act (a flag, a file, a model).
 
-use server::commands::{StartupError, doctor, pull};
+use server::commands::{CommandError, StartupError, bench, chat, doctor, pull, serve};
 use server::config::{self, Command, ConfigError, Environment};
 use std::process::ExitCode;
 
@@ -19,26 +19,38 @@ fn main() -> ExitCode {
 }
 
 fn run(env: &Environment) -> anyhow::Result<()> {
-    match config::parse(std::env::args_os(), env).map_err(StartupError::from)? {
+    let command = config::parse(std::env::args_os(), env);
+    let command = command.map_err(|error| CommandError::Startup(error.into()))?;
+    match command {
+        Command::Serve(config) => run_async(serve::run(*config))?,
+        Command::Chat(config) => run_async(chat::run(config))?,
+        Command::Bench(config) => run_async(bench::run(*config))?,
         Command::Pull(config) => pull::run(config)?,
         Command::Doctor(config) => doctor::run(config, env)?,
-        Command::Serve(_) | Command::Chat(_) | Command::Bench(_) => {}
     }
     Ok(())
 }
 
+fn run_async(work: impl Future<Output = Result<(), CommandError>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    // Not waited for: a thread that still reads standard input or loads a model ends with the process.
+    runtime.shutdown_background();
+    Ok(result?)
+}
+
 fn report(error: &anyhow::Error) -> ExitCode {
-    match error.downcast_ref::<StartupError>() {
+    match error.downcast_ref::<CommandError>() {
         // Help and version are errors to clap, but not to the user: they go to standard output, with exit code 0.
-        Some(StartupError::Config(ConfigError::Usage(usage))) => {
+        Some(CommandError::Startup(StartupError::Config(ConfigError::Usage(usage)))) => {
             let _ = usage.print();
             ExitCode::from(usage.exit_code() as u8)
         }
-        Some(startup) => {
+        Some(CommandError::Startup(startup)) => {
             eprintln!("error: {startup}");
             ExitCode::from(EXIT_STARTUP)
         }
-        None => {
+        _ => {
             eprintln!("error: {error:#}");
             ExitCode::from(EXIT_FAILED)
         }

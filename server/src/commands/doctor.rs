@@ -1,6 +1,6 @@
 //! `monsoon doctor`: what this machine has, where models are looked for, and which hubs answer.
 
-use super::StartupError;
+use super::CommandError;
 use crate::config::units::format_bytes;
 use crate::config::{DoctorConfig, Environment};
 use crate::hub::client::HubClient;
@@ -14,7 +14,7 @@ use std::path::Path;
 const SECRET_MARKS: [&str; 3] = ["KEY", "TOKEN", "SECRET"];
 
 /// Prints the findings on standard output. Nothing found is an error: the operator judges.
-pub fn run(config: DoctorConfig, env: &Environment) -> Result<(), StartupError> {
+pub fn run(config: DoctorConfig, env: &Environment) -> Result<(), CommandError> {
     println!("monsoon {}", env!("CARGO_PKG_VERSION"));
     print_machine();
     print_models(&config.hub);

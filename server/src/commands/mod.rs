@@ -1,15 +1,57 @@
 //! One command of the program = one file. They join the rooms; no room knows them.
 
+pub mod serve;
+pub mod chat;
+pub mod bench;
 pub mod pull;
 pub mod doctor;
+pub mod http_client;
 
+use crate::engine::RunnerError;
 use crate::hub::HubError;
+use crate::ranks::RankStartError;
+use crate::text::TextStartError;
+use models::LoadError;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Why a command ended without doing what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error(transparent)]
+    Startup(#[from] StartupError),
+    /// Nothing more can be computed; a supervisor should start the process anew.
+    #[error("the compute device was lost, the server has stopped: {0}")]
+    DeviceLost(#[from] RunnerError),
+    #[error("stopped at once by a second signal, {running} requests were cut")]
+    Interrupted { running: usize },
+    #[error(transparent)]
+    Client(#[from] http_client::ClientError),
+    #[error("{failed} of {sent} requests failed")]
+    BenchFailed { failed: usize, sent: usize },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+}
 
 /// The operator must act: `main` prints it and ends with exit code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum StartupError {
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
+    #[error("--host and --port: cannot listen on {address}: {source}")]
+    Bind { address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Hub(#[from] HubError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Text(#[from] TextStartError),
+    #[error(transparent)]
+    Rank(#[from] RankStartError),
+    #[error(transparent)]
+    Memory(#[from] serve::memory::MemoryError),
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("loading the model failed without a reason; a message above tells more")]
+    LoaderPanicked,
 }

@@ -1,0 +1,176 @@
+//! `monsoon serve`: binds the port first, answers 503 while the model loads, then serves until a signal or until the device is
+//! lost.
+
+pub mod load;
+pub mod memory;
+pub mod summary;
+
+use super::{CommandError, StartupError};
+use crate::config::{LogConfig, LogFormat, LogLevel, ServeConfig};
+use crate::engine::{EngineHandle, RunnerError};
+use crate::http::{self, AppState, Drained, HttpConfig};
+use load::Loaded;
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// Answers about a lost device get so long to reach their clients.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Serves until SIGTERM or SIGINT, then lets running requests end. A second signal ends at once.
+///
+/// Errors: whatever keeps the server from starting; a lost device; a second signal.
+pub async fn run(config: ServeConfig) -> Result<(), CommandError> {
+    let start = Instant::now();
+    start_logging(&config.log);
+    let mut signals = Signals::new()
+        .map_err(|source| StartupError::Io { path: "signal handlers".into(), source })?;
+    let (listener, address) = bind(&config).await?;
+    let state = AppState::new();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let http = tokio::spawn(http::serve(listener, http_config(&config), state.clone(), async {
+        // An error means that the sender is gone, which also ends serving.
+        let _ = stopped.await;
+    }));
+    let loaded = tokio::select! {
+        loaded = load_on_thread(config.clone()) => loaded?,
+        // Nothing runs yet, so there is nothing to wait for.
+        () = signals.next() => return Ok(()),
+    };
+    let text = summary::summary(&config, &loaded, address, start.elapsed());
+    let Loaded { serving, engine_thread, .. } = loaded;
+    let engine = serving.engine.clone();
+    state.set_serving(serving);
+    // A closed standard output is no reason to stop serving.
+    let _ = std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush());
+    let mut engine_end = watch_engine(engine_thread);
+    tokio::select! {
+        () = signals.next() => {}
+        ended = &mut engine_end => {
+            let _ = stop.send(());
+            let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, http).await;
+            return Ok(ended.expect("the watching thread always answers")?);
+        }
+    }
+    tracing::info!(seconds = config.listen.drain_timeout.as_secs(), "draining");
+    let _ = stop.send(());
+    drain(http, engine, &mut signals).await
+}
+
+async fn drain(
+    http: JoinHandle<Drained>,
+    engine: EngineHandle,
+    signals: &mut Signals,
+) -> Result<(), CommandError> {
+    tokio::select! {
+        drained = http => match drained {
+            Ok(Drained::All) => tracing::info!("all requests ended, bye"),
+            Ok(Drained::Cut { connections }) => {
+                tracing::warn!(connections, "the time to drain is over, connections were cut")
+            }
+            Err(error) => tracing::error!(%error, "the HTTP side failed"),
+        },
+        () = signals.next() => {
+            return Err(CommandError::Interrupted { running: engine.stats().running });
+        }
+    }
+    Ok(())
+}
+
+async fn bind(config: &ServeConfig) -> Result<(TcpListener, SocketAddr), StartupError> {
+    let address = SocketAddr::new(config.listen.host, config.listen.port);
+    let bind_error = |source| StartupError::Bind { address, source };
+    let listener = TcpListener::bind(address).await.map_err(bind_error)?;
+    let bound = listener.local_addr().map_err(bind_error)?;
+    Ok((listener, bound))
+}
+
+fn http_config(config: &ServeConfig) -> HttpConfig {
+    HttpConfig {
+        api_keys: config.listen.api_keys.clone(),
+        body_bytes_max: config.listen.body_bytes_max,
+        drain_timeout: config.listen.drain_timeout,
+        ..HttpConfig::default()
+    }
+}
+
+/// A plain thread, not one of the async runtime's: the process may end while it still works.
+async fn load_on_thread(config: ServeConfig) -> Result<Loaded, StartupError> {
+    let (sender, receiver) = oneshot::channel();
+    let work = move || {
+        let _ = sender.send(load::load(&config));
+    };
+    std::thread::Builder::new()
+        .name("loader".into())
+        .spawn(work)
+        .map_err(|source| StartupError::Io { path: "loader thread".into(), source })?;
+    receiver.await.unwrap_or(Err(StartupError::LoaderPanicked))
+}
+
+fn watch_engine(thread: crate::engine::EngineThread) -> oneshot::Receiver<Result<(), RunnerError>> {
+    let (sender, receiver) = oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = sender.send(thread.join());
+    });
+    receiver
+}
+
+fn start_logging(config: &LogConfig) {
+    let level = match config.level {
+        LogLevel::Error => tracing::Level::ERROR,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Trace => tracing::Level::TRACE,
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // An error means that a subscriber is set already, which is as good.
+    let _ = match config.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}
+
+/// SIGTERM and SIGINT; where there is no SIGTERM, Ctrl-C alone.
+struct Signals {
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    #[cfg(unix)]
+    fn new() -> std::io::Result<Signals> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Signals { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    #[cfg(unix)]
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {})
+    }
+
+    #[cfg(not(unix))]
+    async fn next(&mut self) {
+        // Without a handler for Ctrl-C the system ends the process, which is what is asked for.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! How much memory goes where, worked out before anything large is allocated. Pure arithmetic.
+
+use crate::config::units::format_bytes;
+use kernels::DType;
+use models::ModelConfig;
+
+/// Share of the free memory that the KV cache takes when the operator names no size: one part of so many.
+pub const CACHE_SHARE: u64 = 4;
+/// Most that it takes then.
+pub const CACHE_BYTES_DEFAULT_MAX: u64 = 4 << 30;
+/// Block and slot numbers must fit 31 bits.
+const SLOTS_MAX: u64 = i32::MAX as u64;
+
+/// What is asked for and what there is.
+#[derive(Debug, Clone)]
+pub struct MemoryRequest {
+    /// Bytes of the checkpoint's weight files; loaded weights take about as much.
+    pub weight_bytes: u64,
+    /// Bytes free now, if known.
+    pub available_bytes: Option<u64>,
+    pub kv_cache_bytes: Option<u64>,
+    pub kv_dtype: DType,
+    pub block_size: usize,
+    pub max_model_len: Option<usize>,
+    pub max_num_seqs: usize,
+    pub max_num_batched_tokens: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPlan {
+    pub num_blocks: usize,
+    pub max_model_len: usize,
+    pub kv_cache_bytes: u64,
+    pub kv_bytes_per_token: u64,
+    /// Set when the context was cut to what the cache holds: the model's own length.
+    pub capped_from: Option<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryError {
+    #[error(
+        "the model is too large for this machine: weights {} + KV cache {} + buffers {} = {}, but {} are free",
+        format_bytes(*weights), format_bytes(*kv_cache), format_bytes(*buffers),
+        format_bytes(weights.saturating_add(*kv_cache).saturating_add(*buffers)), format_bytes(*available)
+    )]
+    TooLarge { weights: u64, kv_cache: u64, buffers: u64, available: u64 },
+    #[error(
+        "--max-model-len: {asked} is above the {model_max} positions this model was made for; allowed: 1..={model_max}"
+    )]
+    LongerThanModel { asked: usize, model_max: usize },
+    #[error(
+        "--max-model-len: {asked} tokens x {} = {} of KV cache, but it has {}, which hold {fitting} tokens",
+        format_bytes(*per_token), format_bytes(per_token.saturating_mul(*asked as u64)), format_bytes(*kv_cache)
+    )]
+    LongerThanCache { asked: usize, per_token: u64, kv_cache: u64, fitting: usize },
+    #[error(
+        "--kv-cache-memory: {} do not hold one block of {block_size} tokens x {}",
+        format_bytes(*kv_cache), format_bytes(*per_token)
+    )]
+    NoBlock { kv_cache: u64, block_size: usize, per_token: u64 },
+    #[error("the sizes in the model's configuration are too large to count")]
+    Overflow,
+}
+
+/// Shares the memory out.
+///
+/// Errors: what cannot fit, with the arithmetic.
+pub fn plan(model: &ModelConfig, request: &MemoryRequest) -> Result<MemoryPlan, MemoryError> {
+    let model_max = model.max_position_embeddings;
+    if let Some(asked) = request.max_model_len.filter(|asked| *asked > model_max) {
+        return Err(MemoryError::LongerThanModel { asked, model_max });
+    }
+    let per_token = kv_bytes_per_token(model, request.kv_dtype).ok_or(MemoryError::Overflow)?;
+    let buffers = buffer_bytes(model, request).ok_or(MemoryError::Overflow)?;
+    let fixed = request.weight_bytes.checked_add(buffers).ok_or(MemoryError::Overflow)?;
+    let budget = request.kv_cache_bytes.unwrap_or_else(|| {
+        let left = request.available_bytes.map_or(u64::MAX, |free| free.saturating_sub(fixed));
+        (left / CACHE_SHARE).min(CACHE_BYTES_DEFAULT_MAX)
+    });
+    let block_size = request.block_size;
+    let per_block = per_token.checked_mul(block_size as u64).ok_or(MemoryError::Overflow)?;
+    let num_blocks = (budget / per_block).min(SLOTS_MAX / block_size as u64);
+    let kv_cache = num_blocks * per_block;
+    let too_large = request.available_bytes.filter(|free| fixed.saturating_add(kv_cache) > *free);
+    if let Some(available) = too_large {
+        let weights = request.weight_bytes;
+        return Err(MemoryError::TooLarge { weights, kv_cache, buffers, available });
+    }
+    if num_blocks == 0 {
+        return Err(MemoryError::NoBlock { kv_cache: budget, block_size, per_token });
+    }
+    let fitting = usize::try_from(num_blocks).map_err(|_| MemoryError::Overflow)? * block_size;
+    if let Some(asked) = request.max_model_len.filter(|asked| *asked > fitting) {
+        return Err(MemoryError::LongerThanCache { asked, per_token, kv_cache, fitting });
+    }
+    Ok(MemoryPlan {
+        num_blocks: fitting / block_size,
+        max_model_len: request.max_model_len.unwrap_or(model_max.min(fitting)),
+        kv_cache_bytes: kv_cache,
+        kv_bytes_per_token: per_token,
+        capped_from: (request.max_model_len.is_none() && fitting < model_max).then_some(model_max),
+    })
+}
+
+/// Keys and values of one token over all layers.
+fn kv_bytes_per_token(model: &ModelConfig, dtype: DType) -> Option<u64> {
+    [model.num_layers, model.num_kv_heads, model.head_dim, dtype.block_bytes()]
+        .iter()
+        .try_fold(2u64, |product, factor| product.checked_mul(*factor as u64))
+}
+
+/// Activations of one step and the logits of its sequences, in f32: an estimate from above.
+fn buffer_bytes(model: &ModelConfig, request: &MemoryRequest) -> Option<u64> {
+    let mul = |a: usize, b: usize| (a as u64).checked_mul(b as u64);
+    let attention = model.num_heads.checked_add(model.num_kv_heads * 2)?;
+    let per_token = mul(model.hidden_size, 4)?
+        .checked_add(mul(model.intermediate_size, 3)?)?
+        .checked_add(mul(attention, model.head_dim)?.checked_mul(2)?)?;
+    let activations = per_token.checked_mul(request.max_num_batched_tokens as u64)?;
+    let logits = mul(model.vocab_size, request.max_num_seqs)?;
+    activations.checked_add(logits)?.checked_mul(4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use models::KvCache;
+    use models::config::{Architecture, RopeConfig};
+
+    fn model() -> ModelConfig {
+        ModelConfig {
+            architecture: Architecture::Qwen2,
+            hidden_size: 896,
+            intermediate_size: 4864,
+            num_layers: 24,
+            num_heads: 14,
+            num_kv_heads: 2,
+            head_dim: 64,
+            vocab_size: 151_936,
+            rms_norm_eps: 1e-6,
+            max_position_embeddings: 32_768,
+            rope: RopeConfig { theta: 1e6, rotary_dim: 64, yarn: None },
+            qkv_bias: true,
+            o_bias: false,
+            tie_word_embeddings: true,
+            eos_token_ids: vec![],
+        }
+    }
+
+    fn request() -> MemoryRequest {
+        MemoryRequest {
+            weight_bytes: 500 << 20,
+            available_bytes: Some(8 << 30),
+            kv_cache_bytes: None,
+            kv_dtype: DType::F16,
+            block_size: 16,
+            max_model_len: None,
+            max_num_seqs: 64,
+            max_num_batched_tokens: 256,
+        }
+    }
+
+    #[test]
+    fn a_token_takes_what_the_cache_allocates_for_it() {
+        let per_block = KvCache::bytes_per_block(&model(), 2, 16, DType::F16) as u64;
+        assert_eq!(kv_bytes_per_token(&model(), DType::F16), Some(per_block / 16));
+    }
+
+    #[test]
+    fn by_default_a_quarter_of_the_rest_is_cache_up_to_a_limit() {
+        let small = plan(&model(), &request()).expect("fits");
+        assert!(small.kv_cache_bytes < 2 << 30 && small.kv_cache_bytes > 1 << 30);
+        let much = MemoryRequest { available_bytes: Some(64 << 30), ..request() };
+        let large = plan(&model(), &much).expect("fits");
+        assert!(large.kv_cache_bytes <= CACHE_BYTES_DEFAULT_MAX);
+        assert!(large.kv_cache_bytes > CACHE_BYTES_DEFAULT_MAX - (1 << 20));
+        assert_eq!((large.max_model_len, large.capped_from), (32_768, None));
+    }
+
+    #[test]
+    fn a_small_cache_cuts_the_context_unless_the_operator_named_it() {
+        let small = MemoryRequest { kv_cache_bytes: Some(12_288 * 1600), ..request() };
+        let cut = plan(&model(), &small).expect("fits");
+        assert_eq!((cut.max_model_len, cut.capped_from), (1600, Some(32_768)));
+        let named = MemoryRequest { max_model_len: Some(1601), ..small.clone() };
+        let error = plan(&model(), &named).expect_err("too long").to_string();
+        assert!(error.contains("1601 tokens x 12 KiB") && error.contains("1600 tokens"), "{error}");
+        let named = MemoryRequest { max_model_len: Some(1600), ..small };
+        assert_eq!(plan(&model(), &named).expect("fits").max_model_len, 1600);
+    }
+
+    #[test]
+    fn what_cannot_fit_is_refused_with_its_sum() {
+        let tight = MemoryRequest {
+            available_bytes: Some(1 << 30),
+            kv_cache_bytes: Some(1 << 30),
+            ..request()
+        };
+        let error = plan(&model(), &tight).expect_err("too large").to_string();
+        for part in ["weights 500 MiB", "KV cache 1 GiB", "buffers", "but 1 GiB are free"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        let none = MemoryRequest { available_bytes: Some(0), ..request() };
+        assert!(matches!(plan(&model(), &none), Err(MemoryError::TooLarge { .. })));
+        let tiny = MemoryRequest { kv_cache_bytes: Some(1), ..request() };
+        assert!(matches!(plan(&model(), &tiny), Err(MemoryError::NoBlock { .. })));
+        let long = MemoryRequest { max_model_len: Some(40_000), ..request() };
+        assert!(matches!(plan(&model(), &long), Err(MemoryError::LongerThanModel { .. })));
+        let mad = ModelConfig { num_layers: usize::MAX, ..model() };
+        assert_eq!(plan(&mad, &request()), Err(MemoryError::Overflow));
+    }
+}
