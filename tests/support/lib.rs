@@ -1,4 +1,6 @@
-//! What several test files share: where the reference data lies.
+//! What several test files share: where the reference data lies, and a runner without a model.
+
+pub mod fake_runner;
 
 pub mod http;
 pub mod random;

@@ -148,9 +148,10 @@ fn run<R: Runner>(
         shared.publish(engine.stats());
         let events = engine.collect()?;
         shared.step_ended(start);
+        // Before the events: a client that has seen its end finds it counted.
+        shared.publish(engine.stats());
         deliver(events, clients);
     }
-    shared.publish(engine.stats());
     Ok(())
 }
 

@@ -98,7 +98,7 @@ impl EngineHandle {
     }
 
     pub fn health(&self) -> EngineHealth {
-        self.shared().health()
+        self.shared().health_at(Instant::now())
     }
 
     /// Refuses new admissions from now on. What was admitted ends normally, then the engine thread
@@ -374,14 +374,14 @@ impl Shared {
         stats
     }
 
-    fn health(&self) -> EngineHealth {
+    fn health_at(&self, now: Instant) -> EngineHealth {
         match &self.lock().phase {
             Phase::Open | Phase::Draining => {}
             Phase::Drained => return EngineHealth::Stopped { reason: "drained".into() },
             Phase::Lost(reason) => return EngineHealth::Stopped { reason: reason.clone() },
         }
         let start_ms = self.step_start_ms.load(Ordering::Relaxed);
-        let now_ms = self.created.elapsed().as_millis() as u64;
+        let now_ms = now.duration_since(self.created).as_millis() as u64;
         let step_age = Duration::from_millis((now_ms + 1).saturating_sub(start_ms));
         if start_ms > 0 && step_age > STEP_TIME_MAX {
             return EngineHealth::Stuck { step_age };

@@ -1,4 +1,5 @@
-//! `Plan`: one step's work as plain data, complete in itself so that it can travel to another machine.
+//! `Plan`: one step's work as plain data, complete in itself so that it can travel to another
+//! machine.
 
 use super::request::{SampledToken, SamplingParams, TokenLogprobs};
 use models::TokenId;
@@ -49,7 +50,8 @@ pub struct SampleStep {
     pub history: Vec<TokenId>,
 }
 
-/// Score `targets[i]` by the logits of the chunk's token i. There is one target fewer than tokens when the chunk ends the prompt.
+/// Score `targets[i]` by the logits of the chunk's token i. There is one target fewer than tokens
+/// when the chunk ends the prompt.
 #[derive(Debug, Clone)]
 pub struct PromptScore {
     pub targets: Vec<TokenId>,

@@ -9,10 +9,12 @@ pub const TOP_LOGPROBS_MAX: usize = 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct CacheSalt(pub [u8; 32]);
 
-/// One sequence to generate, checked by whoever made it. A client's `n` choices are n requests with n seeds.
+/// One sequence to generate, checked by whoever made it. A client's `n` choices are n requests with
+/// n seeds.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// At least one token, each below the vocabulary size; prompt + max_new_tokens fits the model's context.
+    /// At least one token, each below the vocabulary size; prompt + max_new_tokens fits the model's
+    /// context.
     pub prompt: Vec<TokenId>,
     pub sampling: SamplingParams,
     /// Smaller is sooner, as in vLLM; used by the priority policy.
@@ -22,7 +24,8 @@ pub struct Request {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
-    /// At least 1, but 0 is allowed together with `prompt_logprobs`: then the prompt is only scored.
+    /// At least 1, but 0 is allowed together with `prompt_logprobs`: then the prompt is only
+    /// scored.
     pub max_new_tokens: usize,
     /// Until so many tokens are generated, `eos_token_ids` and `stop_token_ids` cannot be sampled.
     pub min_tokens: usize,
@@ -47,8 +50,9 @@ pub struct SamplingParams {
     /// Empty when the request ignores them.
     pub eos_token_ids: Vec<TokenId>,
     pub stop_token_ids: Vec<TokenId>,
-    /// Some(k): report each sampled token's log-probability and the k best (k <= TOP_LOGPROBS_MAX). They are those of the
-    /// model (log-softmax of the raw logits), before penalties, bias and temperature.
+    /// Some(k): report each sampled token's log-probability and the k best (k <= TOP_LOGPROBS_MAX).
+    /// They are those of the model (log-softmax of the raw logits), before penalties, bias and
+    /// temperature.
     pub logprobs: Option<usize>,
     /// The same for each prompt token but the first.
     pub prompt_logprobs: Option<usize>,
@@ -116,10 +120,12 @@ pub enum FinishReason {
     Length,
 }
 
-/// What a client's stream receives, in this order: Started, PromptLogprobs if asked for, Token..., then Finished or Failed.
+/// What a client's stream receives, in this order: Started, PromptLogprobs if asked for, Token...,
+/// then Finished or Failed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// First scheduled; so many prompt tokens came out of the prefix cache. Sent once, also when preempted later.
+    /// First scheduled; so many prompt tokens came out of the prefix cache. Sent once, also when
+    /// preempted later.
     Started {
         cached_tokens: usize,
     },

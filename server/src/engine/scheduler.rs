@@ -1,19 +1,14 @@
 //! Which sequences compute how many tokens in the next step.
 
-use super::blocks::{BlockManager, PeerBlocks, PrefixCaching, PrefixHit};
+use super::blocks::{BlockManager, PrefixCaching, PrefixHit};
 use super::plan::{Plan, SequenceId, StepOutput};
 use super::policy::{Policy, PolicyKind};
 use super::request::{EngineError, Event, FinishReason, Request};
-use super::sequence::{PeerWait, Sequence};
+use super::sequence::Sequence;
 use super::stats::EngineStats;
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::time::Instant;
-
-/// A waiting sequence computes a prefix block itself after waiting so many steps for a running
-/// sequence to do it. Each block that does come starts the count anew, so that a long shared prefix
-/// is still computed once.
-pub const PEER_WAIT_STEPS_MAX: usize = 32;
 
 /// The engine's limits, checked by whoever made them (see `assert_valid`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -266,6 +261,9 @@ impl Scheduler {
         }
     }
 
+    /// Admits sequences in the policy's order. One whose next prefix block is being computed is
+    /// passed over, and that wait is short: tokens are left to admit with only when every running
+    /// prompt ends in this step, so in the next step the block is cached, or nobody computes it.
     fn admit_waiting(&mut self, budget: &mut usize, now: Instant) {
         self.stats.waiting_for_prefix = 0;
         let mut index = 0;
@@ -296,32 +294,18 @@ impl Scheduler {
     /// Gives the waiting sequence its blocks for all its tokens, cached ones first.
     fn admit(&mut self, index: usize) -> Admit {
         let sequence = &mut self.waiting[index];
-        if let Some(wait) = &mut sequence.peer_wait
-            && wait.num_steps < PEER_WAIT_STEPS_MAX
-            && self.blocks.is_announced(&wait.hash)
-        {
-            wait.num_steps += 1;
-            return Admit::AwaitsPeer;
-        }
-        let peers = match sequence.peer_wait {
-            Some(wait) if wait.num_steps >= PEER_WAIT_STEPS_MAX => PeerBlocks::Ignore,
-            _ => PeerBlocks::Await,
-        };
         // The last token is left out: the cache holds keys and values, but to choose the next token
         // we need the last one's logits, so it must be computed.
         let token_ids = sequence.token_ids();
         let looked_up = if sequence.scores_prompt() { 0 } else { token_ids.len() - 1 };
         let Sequence { chain, token_ids, .. } = sequence;
-        let hit = self.blocks.match_prefix(chain, &token_ids[..looked_up], peers);
+        let hit = self.blocks.match_prefix(chain, &token_ids[..looked_up]);
         let mut table = match hit {
             PrefixHit::Table(table) => table,
-            PrefixHit::BeingComputed(hash) => {
-                sequence.peer_wait = Some(PeerWait { hash, num_steps: 0 });
-                return Admit::AwaitsPeer;
-            }
+            PrefixHit::BeingComputed => return Admit::AwaitsPeer,
         };
         let num_cached = table.blocks().len() * self.config.block_size;
-        // One block for each running sequence stays free, or the next decodes would preempt at once.
+        // One block for each running sequence stays free, or the next decodes would preempt.
         let has_room = self.blocks.try_grow(&mut table, token_ids.len())
             && self.blocks.counts().free >= self.running.len();
         if !has_room {
@@ -331,7 +315,6 @@ impl Scheduler {
         self.blocks.announce(&mut table, chain, token_ids);
         sequence.table = table;
         sequence.num_computed = num_cached;
-        sequence.peer_wait = None;
         Admit::Admitted(num_cached.min(sequence.prompt_len()))
     }
 
@@ -372,3 +355,6 @@ impl Scheduler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! A request in progress.
 
-use super::blocks::{BlockHash, BlockTable, HashChain};
+use super::blocks::{BlockTable, HashChain};
 use super::plan::{Chunk, PromptScore, SampleStep, SequenceId};
 use super::request::{Event, FinishReason, Request, SampledToken, SamplingParams, TokenLogprobs};
 use models::TokenId;
@@ -24,15 +24,6 @@ pub struct Sequence {
     /// None once the scores are sent, or if none were asked for.
     prompt_scores: Option<Vec<TokenLogprobs>>,
     start: Start,
-    pub(super) peer_wait: Option<PeerWait>,
-}
-
-/// Waiting for a block that a running sequence computes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct PeerWait {
-    pub hash: BlockHash,
-    /// Steps in which this block did not come.
-    pub num_steps: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +53,6 @@ impl Sequence {
             chain: HashChain::new(request.cache_salt),
             prompt_scores: wants_scores.then(Vec::new),
             start: Start::Waiting,
-            peer_wait: None,
         }
     }
 
@@ -116,7 +106,6 @@ impl Sequence {
     pub(super) fn reset(&mut self) -> BlockTable {
         self.num_computed = 0;
         self.num_planned = 0;
-        self.peer_wait = None;
         if let Some(scores) = &mut self.prompt_scores {
             scores.clear();
         }

@@ -103,3 +103,35 @@ impl BlockPool {
         self.num_free -= 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_reused_from_the_front_of_the_queue() {
+        let mut pool = BlockPool::new(3);
+        let [a, b, c] = [0; 3].map(|_| pool.allocate().unwrap());
+        assert_eq!((pool.allocate(), pool.num_free()), (None, 0));
+        for (block, queue) in [
+            (b, BlockPool::queue_last as fn(&mut BlockPool, BlockId)),
+            (a, BlockPool::queue_last),
+            (c, BlockPool::queue_first),
+        ] {
+            assert!(pool.release(block));
+            queue(&mut pool, block);
+        }
+        assert!(pool.acquire(b), "it was free, in the middle");
+        assert!(!pool.acquire(b));
+        assert_eq!([pool.allocate(), pool.allocate(), pool.allocate()], [Some(c), Some(a), None]);
+        assert!(!pool.release(b), "one reference is left");
+        assert!(pool.release(b));
+    }
+
+    #[test]
+    #[should_panic(expected = "released once too often")]
+    fn releasing_an_unreferenced_block_is_a_broken_invariant() {
+        let mut pool = BlockPool::new(1);
+        pool.release(BlockId(0));
+    }
+}

@@ -45,14 +45,7 @@ pub enum PrefixHit {
     /// So many blocks, referenced by this table; often none.
     Table(BlockTable),
     /// The next block is being computed by a running sequence. Nothing is referenced.
-    BeingComputed(BlockHash),
-}
-
-/// Whether a lookup stops at blocks that are being computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PeerBlocks {
-    Await,
-    Ignore,
+    BeingComputed,
 }
 
 /// Counts of blocks at one moment.
@@ -101,12 +94,7 @@ impl BlockManager {
 
     /// Finds the longest cached beginning of `token_ids`, whole blocks only. The caller leaves out
     /// the last token if it needs that token's logits.
-    pub fn match_prefix(
-        &mut self,
-        chain: &mut HashChain,
-        token_ids: &[TokenId],
-        peers: PeerBlocks,
-    ) -> PrefixHit {
+    pub fn match_prefix(&mut self, chain: &mut HashChain, token_ids: &[TokenId]) -> PrefixHit {
         let mut table = BlockTable::default();
         if self.caching == PrefixCaching::Disabled {
             return PrefixHit::Table(table);
@@ -120,8 +108,8 @@ impl BlockManager {
                     table.blocks.push(cached.block);
                     parent = cached.as_parent;
                 }
-                Found::Nothing if peers == PeerBlocks::Await && self.is_announced(hash) => {
-                    return PrefixHit::BeingComputed(*hash);
+                Found::Nothing if self.announced.contains_key(hash) => {
+                    return PrefixHit::BeingComputed;
                 }
                 Found::Nothing | Found::Different => break,
             }
@@ -169,10 +157,6 @@ impl BlockManager {
             *self.announced.entry(*hash).or_insert(0) += 1;
             table.announced.push_back(*hash);
         }
-    }
-
-    pub fn is_announced(&self, hash: &BlockHash) -> bool {
-        self.announced.contains_key(hash)
     }
 
     /// Enters the full blocks among the first `num_computed` tokens in the cache. Only a computed

@@ -150,3 +150,79 @@ fn block_hash(salt: CacheSalt, parent: Option<&BlockHash>, token_ids: &[TokenId]
     }
     BlockHash(*hasher.finalize().as_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SALT: CacheSalt = CacheSalt([1; 32]);
+    const OTHER_SALT: CacheSalt = CacheSalt([2; 32]);
+
+    fn tokens(ids: [u32; 2]) -> [TokenId; 2] {
+        ids.map(TokenId)
+    }
+
+    #[test]
+    fn equal_hashes_of_different_blocks_are_never_a_hit() {
+        let mut cache = PrefixCache::new(4);
+        let hash = BlockHash([9; 32]);
+        let root = Parent::Root(SALT);
+        let cached = cache.insert(hash, root, &tokens([1, 2]), BlockId(3));
+        assert_eq!(cache.find(&hash, root, &tokens([1, 2])), Found::Hit(cached));
+        let different = [
+            (root, tokens([1, 3])),
+            (Parent::Root(OTHER_SALT), tokens([1, 2])),
+            (cached.as_parent, tokens([1, 2])),
+        ];
+        for (parent, token_ids) in different {
+            assert_eq!(cache.find(&hash, parent, &token_ids), Found::Different);
+        }
+    }
+
+    #[test]
+    fn a_child_does_not_outlive_its_parent_under_the_same_hash() {
+        let mut cache = PrefixCache::new(4);
+        let (parent_hash, child_hash) = (BlockHash([1; 32]), BlockHash([2; 32]));
+        let root = Parent::Root(SALT);
+        let parent = cache.insert(parent_hash, root, &tokens([1, 2]), BlockId(0));
+        let child = cache.insert(child_hash, parent.as_parent, &tokens([3, 4]), BlockId(1));
+        assert!(cache.evict(BlockId(0)));
+        // Another block with the parent's hash is not the child's parent.
+        let impostor = cache.insert(parent_hash, root, &tokens([5, 6]), BlockId(2));
+        let found = cache.find(&child_hash, impostor.as_parent, &tokens([3, 4]));
+        assert_eq!(found, Found::Different);
+        let found = cache.find(&child_hash, parent.as_parent, &tokens([3, 4]));
+        assert_eq!(found, Found::Hit(child));
+    }
+
+    #[test]
+    fn a_hash_covers_salt_tokens_and_all_that_came_before() {
+        let hashes = |salt, token_ids: &[u32]| {
+            let token_ids: Vec<TokenId> = token_ids.iter().copied().map(TokenId).collect();
+            HashChain::new(salt).blocks(&token_ids, 2, token_ids.len() / 2).to_vec()
+        };
+        let base = hashes(SALT, &[1, 2, 3, 4]);
+        assert_eq!(base, hashes(SALT, &[1, 2, 3, 4, 5]));
+        assert_eq!(base[0], hashes(SALT, &[1, 2, 9, 9])[0]);
+        let others = [
+            hashes(OTHER_SALT, &[1, 2, 3, 4]),
+            hashes(SALT, &[1, 9, 3, 4]),
+            hashes(SALT, &[2, 1, 3, 4]),
+        ];
+        for other in others {
+            assert!(base[0] != other[0] && base[1] != other[1]);
+        }
+        assert_ne!(hashes(SALT, &[1, 2, 1, 2])[0], hashes(SALT, &[1, 2, 1, 2])[1]);
+    }
+
+    #[test]
+    fn an_evicted_block_is_not_found() {
+        let mut cache = PrefixCache::new(1);
+        let (hash, root) = (BlockHash([1; 32]), Parent::Root(SALT));
+        cache.insert(hash, root, &tokens([1, 2]), BlockId(0));
+        assert!(cache.contains_block(BlockId(0)));
+        assert!(cache.evict(BlockId(0)));
+        assert!(!cache.evict(BlockId(0)));
+        assert_eq!(cache.find(&hash, root, &tokens([1, 2])), Found::Nothing);
+    }
+}

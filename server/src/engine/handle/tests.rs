@@ -80,6 +80,12 @@ fn allow_steps(permits: &Permits, num_steps: usize) {
     }
 }
 
+/// Until two requests run: the second may have come while the first's first step was under way.
+fn run_both(handle: &EngineHandle, permits: &Permits) {
+    allow_steps(permits, 1);
+    eventually("two requests run", || handle.stats().started == 2);
+}
+
 fn all_events(mut stream: TokenStream) -> Vec<Event> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
@@ -121,4 +127,153 @@ fn a_stream_tells_start_tokens_and_end_in_order() {
     assert_eq!(events.len(), 5);
     drop(handle);
     assert_eq!(thread.join(), Ok(()));
+}
+
+#[test]
+fn a_dropped_stream_frees_its_blocks_within_one_step() {
+    let (handle, _thread, permits) = start_engine();
+    let kept = submit(&handle, &[5, 6], 4);
+    let dropped = submit(&handle, &[20, 21, 22, 23, 24, 25], 30);
+    run_both(&handle, &permits);
+    drop(dropped);
+    allow_steps(&permits, 10);
+    assert_eq!(tokens(&all_events(kept)), [7, 8, 9, 10]);
+    eventually("the engine is idle", || handle.stats().running == 0);
+    let stats = handle.stats();
+    assert_eq!((stats.aborted, stats.finished_length), (1, 1));
+    assert_eq!(stats.blocks_free, stats.blocks_total);
+}
+
+#[test]
+fn a_stream_dropped_while_waiting_leaves_the_queue() {
+    let (handle, _thread, permits) = start_engine();
+    let running = [submit(&handle, &[1], 9), submit(&handle, &[2], 9)];
+    run_both(&handle, &permits);
+    let waiting = submit(&handle, &[3, 4, 5], 9);
+    assert_eq!((handle.stats().waiting, handle.stats().waiting_tokens), (1, 3));
+    drop(waiting);
+    allow_steps(&permits, 1);
+    eventually("its place is free", || handle.stats().waiting == 0);
+    assert_eq!(handle.stats().waiting_tokens, 0);
+    assert_eq!(handle.stats().started, 2);
+    drop(running);
+    allow_steps(&permits, 1);
+    eventually("an idle engine sees drops too", || handle.stats().aborted == 3);
+}
+
+#[test]
+fn places_are_reserved_all_or_none() {
+    let (handle, _thread, _permits) = start_engine();
+    let three = handle.admit(3, 10).unwrap();
+    let full = Rejected::QueueFull { waiting: 3, waiting_max: 4 };
+    assert_eq!(handle.admit(2, 1).err(), Some(full));
+    let one = handle.admit(1, 30).unwrap();
+    assert!(handle.admit(1, 0).is_err());
+    drop(one);
+    let too_many = Rejected::TooManyTokens { tokens: 41, tokens_max: 40 };
+    assert_eq!(handle.admit(1, 31).err(), Some(too_many));
+    drop(three);
+    let stats = handle.stats();
+    assert_eq!((stats.waiting, stats.waiting_tokens), (0, 0));
+    assert_eq!((stats.rejected_queue_full, stats.rejected_too_many_tokens), (2, 1));
+}
+
+#[test]
+fn the_real_prompt_length_takes_the_place_of_the_estimate() {
+    let (handle, _thread, permits) = start_engine();
+    let _running = [submit(&handle, &[1], 9), submit(&handle, &[2], 9)];
+    run_both(&handle, &permits);
+    let mut admission = handle.admit(2, 21).unwrap();
+    let _short = handle.submit(&mut admission, request(&[1, 2, 3], 1)).unwrap();
+    assert_eq!(handle.stats().waiting_tokens, 3 + 11);
+    let too_long = handle.submit(&mut admission, request(&[7; 38], 1));
+    let expected = Rejected::TooManyTokens { tokens: 41, tokens_max: 40 };
+    assert_eq!(too_long.err(), Some(expected));
+    assert_eq!((handle.stats().waiting, handle.stats().waiting_tokens), (1, 3));
+}
+
+#[test]
+fn a_request_that_never_fits_fails_at_once() {
+    let (handle, _thread, _permits) = start_engine();
+    let mut admission = handle.admit(1, 0).unwrap();
+    let stream = handle.submit(&mut admission, request(&[1; 65], 1)).unwrap();
+    let error = EngineError::PromptTooLong { tokens: 65, tokens_max: 64 };
+    assert_eq!(all_events(stream), [Event::Failed(error)]);
+    assert_eq!(handle.stats().rejected_never_fits, 1);
+    let small = EngineConfig { num_blocks: 3, ..config() };
+    let error = EngineError::NeverFits { needed: 4, total: 3 };
+    assert_eq!(small.check(&request(&[1; 8], 6)), Err(error));
+    assert_eq!(small.check(&request(&[1; 8], 5)), Ok(()));
+}
+
+#[test]
+fn a_lost_device_fails_all_requests_and_closes_the_door() {
+    let (handle, thread, permits) = start_engine();
+    let streams = [submit(&handle, &[1], 9), submit(&handle, &[2], 9), submit(&handle, &[3], 9)];
+    let admission = handle.admit(1, 1).unwrap();
+    let lost = RunnerError::RankFailed { rank: 0, reason: "unplugged".into() };
+    permits.send(Err(lost.clone())).unwrap();
+    assert_eq!(thread.join(), Err(lost.clone()));
+    for stream in streams {
+        let events = all_events(stream);
+        assert_eq!(events, [Event::Failed(EngineError::DeviceLost(lost.to_string()))]);
+    }
+    assert_eq!(handle.health(), EngineHealth::Stopped { reason: lost.to_string() });
+    assert_eq!(handle.admit(1, 1).err(), Some(Rejected::EngineStopped));
+    drop(admission);
+    assert_eq!(handle.stats().failed, 3);
+}
+
+#[test]
+fn a_panic_in_the_engine_is_a_lost_device() {
+    struct Panicking;
+    impl Runner for Panicking {
+        fn launch(&mut self, _plan: &Plan) -> Result<(), RunnerError> {
+            panic!("broken invariant");
+        }
+        fn collect(&mut self) -> Result<StepOutput, RunnerError> {
+            unreachable!("launch panics")
+        }
+    }
+    let (handle, thread) = start(config(), Panicking);
+    let events = all_events(submit(&handle, &[1], 9));
+    let lost = RunnerError::EnginePanicked { reason: "broken invariant".into() };
+    assert_eq!(events, [Event::Failed(EngineError::DeviceLost(lost.to_string()))]);
+    assert_eq!(thread.join(), Err(lost));
+    assert!(matches!(handle.health(), EngineHealth::Stopped { .. }));
+}
+
+#[test]
+fn a_step_under_way_for_too_long_is_stuck() {
+    let (handle, _thread, permits) = start_engine();
+    let late = |handle: &EngineHandle, seconds| {
+        handle.shared().health_at(Instant::now() + Duration::from_secs(seconds))
+    };
+    assert_eq!(late(&handle, 100), EngineHealth::Ok, "an idle engine is not stuck");
+    let _stream = submit(&handle, &[1], 1);
+    eventually("a step is under way", || handle.stats().running == 1);
+    assert_eq!(handle.health(), EngineHealth::Ok);
+    assert!(
+        matches!(late(&handle, 9), EngineHealth::Stuck { step_age } if step_age > STEP_TIME_MAX)
+    );
+    permits.send(Ok(())).unwrap();
+    eventually("the step has ended", || handle.stats().running == 0);
+    assert_eq!(late(&handle, 100), EngineHealth::Ok);
+}
+
+#[test]
+fn draining_refuses_new_requests_and_ends_what_was_admitted() {
+    let (handle, thread, permits) = start_engine();
+    let stream = submit(&handle, &[1], 3);
+    let mut admission = handle.admit(2, 2).unwrap();
+    handle.drain();
+    assert_eq!(handle.admit(1, 1).err(), Some(Rejected::ShuttingDown));
+    let admitted = handle.submit(&mut admission, request(&[11], 2)).unwrap();
+    allow_steps(&permits, 20);
+    assert_eq!(tokens(&all_events(stream)), [2, 3, 4]);
+    assert_eq!(tokens(&all_events(admitted)), [12, 13]);
+    assert!(!thread.is_finished(), "a place is still reserved");
+    drop(admission);
+    assert_eq!(thread.join(), Ok(()));
+    assert_eq!(handle.admit(1, 1).err(), Some(Rejected::ShuttingDown));
 }
