@@ -45,6 +45,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, x: &T) {
+        avx2!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).cast()))
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Pair {
         avx2!(Pair(_mm256_set1_ps(x), _mm256_set1_ps(x)))
     }
@@ -123,13 +128,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn scale_by_power(self, x: Pair, n: Pair) -> Pair {
         // 2^128 is no f32, so one factor of two is left for the end.
-        let power = |n: __m256| {
-            avx2!({
-                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(126));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
-            })
-        };
-        let scaled = self.mul(x, Pair(power(n.0), power(n.1)));
+        let scaled = self.mul(x, Pair(half_power(self, n.0), half_power(self, n.1)));
         self.add(scaled, scaled)
     }
 
@@ -180,22 +179,29 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn transpose(self, rows: &mut [Pair; LANES]) {
-        let old = *rows;
         // Four squares of 8 x 8; the two off the diagonal also change places.
-        let square = |first: usize, half: usize| {
-            let mut eight = [if half == 0 { old[first].0 } else { old[first].1 }; 8];
-            for (i, row) in eight.iter_mut().enumerate() {
-                *row = if half == 0 { old[first + i].0 } else { old[first + i].1 };
-            }
-            transpose_8(self, eight)
-        };
-        let (top_left, top_right) = (square(0, 0), square(0, 1));
-        let (low_left, low_right) = (square(8, 0), square(8, 1));
+        let [mut top_left, mut top_right] = [[rows[0].0; 8]; 2];
+        let [mut low_left, mut low_right] = [top_left, top_right];
+        for i in 0..8 {
+            (top_left[i], top_right[i]) = (rows[i].0, rows[i].1);
+            (low_left[i], low_right[i]) = (rows[8 + i].0, rows[8 + i].1);
+        }
+        let (top_left, top_right) = (transpose_8(self, top_left), transpose_8(self, top_right));
+        let (low_left, low_right) = (transpose_8(self, low_left), transpose_8(self, low_right));
         for i in 0..8 {
             rows[i] = Pair(top_left[i], low_left[i]);
             rows[8 + i] = Pair(top_right[i], low_right[i]);
         }
     }
+}
+
+/// 2^n / 2, for whole numbers n in -125..=128.
+#[inline(always)]
+fn half_power(_proof: Avx2, n: __m256) -> __m256 {
+    avx2!({
+        let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(126));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+    })
 }
 
 #[inline(always)]

@@ -20,7 +20,8 @@ pub const LANES: usize = 16;
 pub trait Kernel {
     type Output;
     /// Must be `#[inline(always)]`, and so must be what it calls with `simd`: only what ends up
-    /// inside `dispatch` is compiled for the chosen instructions.
+    /// inside `dispatch` is compiled for the chosen instructions. A closure is inlined only where
+    /// the compiler likes to, so it must not hold vectors.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
@@ -76,6 +77,8 @@ pub trait Simd: Copy {
 
     /// Runs `kernel` in a function of its own, for loops that are too large to be inlined often.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
+    /// Asks for the cache line at `x`, which will be read soon.
+    fn prefetch<T>(self, x: &T);
     fn splat(self, x: f32) -> Self::V;
     fn load(self, x: &[f32; LANES]) -> Self::V;
     fn store(self, v: Self::V, out: &mut [f32; LANES]);

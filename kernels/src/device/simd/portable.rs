@@ -21,6 +21,9 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, _x: &T) {}
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Lanes {
         Lanes([x; LANES])
     }

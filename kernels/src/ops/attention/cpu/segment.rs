@@ -6,6 +6,8 @@ use super::{Call, SEGMENT_KEYS, Shape, TILE_KEYS, Tiles, Unit, clear_state};
 use crate::device::simd::{Kernel, LANES, Simd};
 use half::f16;
 
+/// Bytes that come from memory together.
+const CACHE_LINE: usize = 64;
 const TILE_VECTORS: usize = TILE_KEYS / LANES;
 
 /// Computes `state` of all rows over the keys of one segment.
@@ -28,12 +30,21 @@ impl<T: Cached> Kernel for AttendSegment<'_, T> {
         clear_state(state, shape);
         load_queries(call, unit, &mut tiles.queries);
         let end = unit.num_keys.min((segment + 1) * SEGMENT_KEYS);
+        let mut starts = key_starts(call, unit, segment * SEGMENT_KEYS);
         for tile_start in (segment * SEGMENT_KEYS..end).step_by(TILE_KEYS) {
             let num_keys = (end - tile_start).min(TILE_KEYS);
             let num_vectors = num_keys.div_ceil(LANES);
-            let starts = key_starts(call, unit, tile_start, num_keys);
-            load_keys(simd, call.keys, &starts[..num_keys], shape.head_dim, &mut tiles.keys);
+            simd.call(LoadKeys {
+                cache: call.keys,
+                starts: &starts[..num_keys],
+                head_dim: shape.head_dim,
+                keys: &mut tiles.keys,
+            });
             load_values(simd, call.values, &starts[..num_keys], shape.head_dim, &mut tiles.values);
+            starts = key_starts(call, unit, tile_start + TILE_KEYS);
+            let next =
+                &starts[..unit.num_keys.saturating_sub(tile_start + TILE_KEYS).min(TILE_KEYS)];
+            prefetch(simd, call.keys, next, shape.head_dim);
             // Rows of tokens before the tile see none of its keys.
             let first_position = unit.num_keys - unit.num_tokens;
             let first_row = tile_start.saturating_sub(first_position) * shape.group;
@@ -59,6 +70,7 @@ impl<T: Cached> Kernel for AttendSegment<'_, T> {
                 let num_seen = (position + 1 - tile_start).min(num_keys);
                 weigh(simd, scores, num_vectors, num_seen, state);
             }
+            prefetch(simd, call.values, next, shape.head_dim);
             simd.call(MultiplyAdd {
                 c: state,
                 c_stride: shape.state_len(),
@@ -106,25 +118,23 @@ fn load_queries<T>(call: &Call<T>, unit: Unit, queries: &mut [f32]) {
     }
 }
 
-/// Where the `num_keys` keys from position `tile_start` on begin in the cache.
+/// Where the keys from position `tile_start` on begin in the cache, as far as the unit sees them.
 #[inline(always)]
-fn key_starts<T>(
-    call: &Call<T>,
-    unit: Unit,
-    tile_start: usize,
-    num_keys: usize,
-) -> [usize; TILE_KEYS] {
+fn key_starts<T>(call: &Call<T>, unit: Unit, tile_start: usize) -> [usize; TILE_KEYS] {
     let Shape { kv_heads, block_size, head_dim, .. } = call.shape;
     let blocks = &call.batch.block_tables[call.batch.block_table_start[unit.seq] as usize..];
+    let num_keys = unit.num_keys.saturating_sub(tile_start).min(TILE_KEYS);
     let mut starts = [0; TILE_KEYS];
     let (mut index, mut offset) = (tile_start / block_size, tile_start % block_size);
-    for start in &mut starts[..num_keys] {
-        let block = blocks[index] as usize;
-        *start = ((block * kv_heads + unit.kv_head) * block_size + offset) * head_dim;
-        offset += 1;
-        if offset == block_size {
-            (index, offset) = (index + 1, 0);
+    let mut filled = 0;
+    while filled < num_keys {
+        let first = (blocks[index] as usize * kv_heads + unit.kv_head) * block_size + offset;
+        let from_block = (block_size - offset).min(num_keys - filled);
+        for (i, start) in starts[filled..filled + from_block].iter_mut().enumerate() {
+            *start = (first + i) * head_dim;
         }
+        filled += from_block;
+        (index, offset) = (index + 1, 0);
     }
     starts
 }
@@ -140,31 +150,62 @@ fn load_dims<S: Simd, T: Cached>(simd: S, row: &[T], d: usize) -> S::V {
     T::load(simd, &part)
 }
 
-/// Unpacks keys so that 16 of them lie side by side, dimension by dimension.
+/// Asks for keys and values that will be read after the current tile. Blocks lie anywhere, so the
+/// hardware cannot guess the next one.
 #[inline(always)]
-fn load_keys<S: Simd, T: Cached>(
-    simd: S,
-    cache: &[T],
-    starts: &[usize],
-    head_dim: usize,
-    keys: &mut [f32],
-) {
-    for (i, starts) in starts.chunks(LANES).enumerate() {
-        for d in (0..head_dim).step_by(LANES) {
-            let mut square = [simd.splat(0.0); LANES];
-            for (row, &start) in square.iter_mut().zip(starts) {
-                *row = load_dims(simd, &cache[start..start + head_dim], d);
-            }
-            simd.transpose(&mut square);
-            for (j, column) in square.iter().enumerate() {
-                let at = (d + j) * TILE_KEYS + i * LANES;
-                let out = keys[at..].first_chunk_mut().expect("keys has padded_dim rows");
-                simd.store(*column, out);
-            }
+fn prefetch<S: Simd, T>(simd: S, cache: &[T], starts: &[usize], head_dim: usize) {
+    for &start in starts {
+        for line in cache[start..start + head_dim].chunks(CACHE_LINE / size_of::<T>()) {
+            simd.prefetch(&line[0]);
         }
     }
 }
 
+/// Unpacks keys so that 16 of them lie side by side, dimension by dimension.
+struct LoadKeys<'a, T> {
+    cache: &'a [T],
+    starts: &'a [usize],
+    head_dim: usize,
+    keys: &'a mut [f32],
+}
+
+impl<T: Cached> Kernel for LoadKeys<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { cache, starts, head_dim, keys } = self;
+        let (whole, rest) = starts.as_chunks::<LANES>();
+        for (i, starts) in whole.iter().enumerate() {
+            for d in (0..head_dim).step_by(LANES) {
+                // The count of 16 is a constant here, so that the square stays in registers.
+                let mut square = [simd.splat(0.0); LANES];
+                for (row, &start) in square.iter_mut().zip(starts) {
+                    *row = load_dims(simd, &cache[start..start + head_dim], d);
+                }
+                store_columns(simd, square, &mut keys[d * TILE_KEYS + i * LANES..]);
+            }
+        }
+        for d in (0..if rest.is_empty() { 0 } else { head_dim }).step_by(LANES) {
+            let mut square = [simd.splat(0.0); LANES];
+            for (row, &start) in square.iter_mut().zip(rest) {
+                *row = load_dims(simd, &cache[start..start + head_dim], d);
+            }
+            store_columns(simd, square, &mut keys[d * TILE_KEYS + whole.len() * LANES..]);
+        }
+    }
+}
+
+#[inline(always)]
+fn store_columns<S: Simd>(simd: S, mut square: [S::V; LANES], keys: &mut [f32]) {
+    simd.transpose(&mut square);
+    for (j, column) in square.iter().enumerate() {
+        let out = keys[j * TILE_KEYS..].first_chunk_mut().expect("keys has padded_dim rows");
+        simd.store(*column, out);
+    }
+}
+
+/// Unpacks values as they lie.
 #[inline(always)]
 fn load_values<S: Simd, T: Cached>(
     simd: S,
@@ -173,12 +214,15 @@ fn load_values<S: Simd, T: Cached>(
     head_dim: usize,
     values: &mut [f32],
 ) {
-    let (rows, _) = values.as_chunks_mut::<LANES>();
-    let rows = rows.chunks_exact_mut(head_dim.div_ceil(LANES));
-    for (row, &start) in rows.zip(starts) {
-        for (i, out) in row.iter_mut().enumerate() {
-            let v = load_dims(simd, &cache[start..start + head_dim], i * LANES);
-            simd.store(v, out);
+    let rows = values.chunks_exact_mut(head_dim.next_multiple_of(LANES));
+    for (out, &start) in rows.zip(starts) {
+        let row = &cache[start..start + head_dim];
+        for (out, x) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(row.as_chunks::<LANES>().0) {
+            simd.store(T::load(simd, x), out);
+        }
+        if !head_dim.is_multiple_of(LANES) {
+            let out = out.last_chunk_mut().expect("padded_dim is at least one vector");
+            simd.store(load_dims(simd, row, head_dim - head_dim % LANES), out);
         }
     }
 }
