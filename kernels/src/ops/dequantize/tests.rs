@@ -33,9 +33,10 @@ fn blocks_have_the_values_that_another_implementation_gives() {
 
 #[test]
 fn plain_values_are_widened_exactly() {
+    type Rounded = fn(f32) -> f32;
     let values = [0.0, -1.5, 65504.0, 6.1e-5, f32::INFINITY];
     let bytes = |f: fn(f32) -> Vec<u8>| values.into_iter().flat_map(f).collect::<Vec<u8>>();
-    let cases: [(DType, Vec<u8>, fn(f32) -> f32); 3] = [
+    let cases: [(DType, Vec<u8>, Rounded); 3] = [
         (DType::F32, bytes(|x| x.to_le_bytes().to_vec()), |x| x),
         (DType::F16, bytes(|x| f16::from_f32(x).to_le_bytes().to_vec()), |x| {
             f16::from_f32(x).to_f32()
