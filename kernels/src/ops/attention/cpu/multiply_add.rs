@@ -6,9 +6,18 @@ use crate::device::simd::{Kernel, LANES, Simd};
 /// Rows of accumulators held in registers at once.
 const PANEL_ROWS: usize = 6;
 
-/// c += a b, for row-major matrices: a [num_rows, depth], b [depth, num_vectors * 16]. Each element
+/// What the sums begin with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    Zero,
+    /// What `c` holds.
+    C,
+}
+
+/// c = start + a b, for row-major matrices: a [num_rows, depth], b [depth, num_vectors * 16]. Each element
 /// of c adds its products one after the other, whatever the number of rows.
 pub struct MultiplyAdd<'a> {
+    pub start: Start,
     pub c: &'a mut [f32],
     pub c_stride: usize,
     pub a: &'a [f32],
@@ -74,10 +83,11 @@ impl MultiplyAdd<'_> {
         column: usize,
     ) {
         let mut sums = [[simd.splat(0.0); N]; R];
-        for (r, sums) in sums.iter_mut().enumerate() {
-            let c = &self.c[(row + r) * self.c_stride + column..];
-            for (sum, c) in sums.iter_mut().zip(c.as_chunks::<LANES>().0) {
-                *sum = simd.load(c);
+        if self.start == Start::C {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.load(self.c_mut(row + r, column + n * LANES));
+                }
             }
         }
         for k in 0..self.depth {
@@ -99,10 +109,15 @@ impl MultiplyAdd<'_> {
             }
         }
         for (r, sums) in sums.iter().enumerate() {
-            let c = &mut self.c[(row + r) * self.c_stride + column..];
-            for (sum, c) in sums.iter().zip(c.as_chunks_mut::<LANES>().0) {
-                simd.store(*sum, c);
+            for (n, sum) in sums.iter().enumerate() {
+                simd.store(*sum, self.c_mut(row + r, column + n * LANES));
             }
         }
+    }
+
+    #[inline(always)]
+    fn c_mut(&mut self, row: usize, column: usize) -> &mut [f32; LANES] {
+        let at = row * self.c_stride + column;
+        self.c[at..].first_chunk_mut().expect("inside c by the assert in `run`")
     }
 }

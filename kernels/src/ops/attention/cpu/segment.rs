@@ -1,7 +1,7 @@
 //! One unit over one segment of keys, and what comes after: merging segments, writing rows.
 #![allow(unsafe_code)]
 
-use super::multiply_add::MultiplyAdd;
+use super::multiply_add::{MultiplyAdd, Start};
 use super::{Call, SEGMENT_KEYS, Shape, TILE_KEYS, Tiles, Unit, clear_state};
 use crate::device::simd::{Kernel, LANES, Simd};
 use half::f16;
@@ -49,8 +49,8 @@ impl<T: Cached> Kernel for AttendSegment<'_, T> {
             let first_position = unit.num_keys - unit.num_tokens;
             let first_row = tile_start.saturating_sub(first_position) * shape.group;
             let scores = &mut tiles.scores[first_row * TILE_KEYS..num_rows * TILE_KEYS];
-            scores.fill(0.0);
             simd.call(MultiplyAdd {
+                start: Start::Zero,
                 c: &mut *scores,
                 c_stride: TILE_KEYS,
                 a: &tiles.queries[first_row * shape.head_dim..],
@@ -72,6 +72,7 @@ impl<T: Cached> Kernel for AttendSegment<'_, T> {
             }
             prefetch(simd, call.values, next, shape.head_dim);
             simd.call(MultiplyAdd {
+                start: Start::C,
                 c: state,
                 c_stride: shape.state_len(),
                 a: &*scores,
