@@ -1,15 +1,16 @@
-//! Every flag of every command: `Args` as typed, checked into one `Config` per command, of which each part gets its slice.
+//! Every flag of every command: `Args` as typed, checked into one `Config` per command, of which
+//! each part gets its slice.
 //!
-//! A value comes from the command line, else from a `MONSOON_` variable, else from the TOML file named by `--config`, else it
-//! is the default written here. `layers.rs` joins the four; clap checks them all with the same parsers.
+//! A value comes from the command line, else from a `MONSOON_` variable, else from the TOML file
+//! named by `--config`, else it is the default written here. `layers.rs` joins the four; clap
+//! checks them all with the same parsers.
 
 pub mod args;
 pub mod layers;
-pub mod units;
 #[cfg(test)]
 mod tests;
 
-use crate::hub::HubConfig;
+use crate::hub::{Access, HubConfig, HubOptions};
 use args::{BenchArgs, ChatArgs, Cli, CommandArgs, HubArgs, ServeArgs};
 use clap::FromArgMatches;
 use std::collections::BTreeMap;
@@ -40,7 +41,7 @@ pub enum ConfigError {
     Usage(#[from] clap::Error),
     #[error("{origin}: {reason}")]
     Value { origin: String, reason: String },
-    #[error("{path}: unknown key {key}{}", nearest.as_ref().map(|n| format!("; did you mean {n}?")).unwrap_or_default())]
+    #[error("{path}: unknown key {key}{}", did_you_mean(nearest))]
     UnknownKey { path: PathBuf, key: String, nearest: Option<String> },
     #[error("{path}: {reason}")]
     File { path: PathBuf, reason: String },
@@ -92,7 +93,7 @@ pub struct ComputeConfig {
 #[derive(Debug, Clone)]
 pub struct CacheConfig {
     pub block_size: usize,
-    /// `None`: `CACHE_MEMORY_SHARE` of what is free, at most `CACHE_MEMORY_DEFAULT_MAX`.
+    /// `None`: as `commands/serve/memory.rs` works out.
     pub memory_bytes: Option<u64>,
     pub dtype: KvCacheDtype,
     pub prefix_caching: PrefixCachingChoice,
@@ -212,7 +213,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
         return Err(flag_error(
             "--max-num-batched-tokens",
             format!(
-                "{} is below --max-num-seqs {}: a step could not give each running request one token",
+                "{} is below --max-num-seqs {}: a step must fit one token of each request",
                 args.max_num_batched_tokens, args.max_num_seqs
             ),
         ));
@@ -308,7 +309,7 @@ fn check_api_keys(typed: Vec<String>, file: Option<&Path>) -> Result<Vec<String>
             return Err(ConfigError::Value {
                 origin: origin.clone(),
                 reason: format!(
-                    "a key must be 1 to {API_KEY_BYTES_MAX} printable ASCII characters without spaces"
+                    "a key has 1 to {API_KEY_BYTES_MAX} printable ASCII characters, no spaces"
                 ),
             });
         }
@@ -381,7 +382,13 @@ fn check_url(url: &str) -> Result<String, ConfigError> {
 }
 
 fn check_hub(args: HubArgs, env: &Environment) -> Result<HubConfig, ConfigError> {
-    HubConfig::new(args, env)
+    let options = HubOptions {
+        revision: args.revision,
+        cache_dir: args.download_dir,
+        access: if args.offline { Access::Offline } else { Access::Online },
+        choice: args.hub,
+    };
+    HubConfig::new(options, env)
         .map_err(|e| ConfigError::Value { origin: e.variable.to_string(), reason: e.reason })
 }
 
@@ -392,6 +399,10 @@ fn read_flag_file(path: &Path) -> Result<String, ConfigError> {
         return Err(error(format!("{size} bytes, the limit is {FLAG_FILE_BYTES_MAX}")));
     }
     std::fs::read_to_string(path).map_err(|e| error(e.to_string()))
+}
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|key| format!("; did you mean {key}?")).unwrap_or_default()
 }
 
 fn flag_error(flag: &str, reason: String) -> ConfigError {

@@ -7,7 +7,8 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
-/// The numbers of all cores, when this process may use every core of the machine without a quota; else `None`.
+/// The numbers of all cores, when this process may use every core of the machine without a quota;
+/// else `None`.
 pub fn all_cores() -> Option<Vec<usize>> {
     let status = read_to_string("/proc/self/status").ok()?;
     let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:"))?;
@@ -16,7 +17,8 @@ pub fn all_cores() -> Option<Vec<usize>> {
     (online.iter().all(|core| allowed.contains(core)) && online.len() == cores()).then_some(online)
 }
 
-/// Bytes that can be had without swapping, within the limit of a container; `None` where it is not known.
+/// Bytes that can be had without swapping, within the limit of a container; `None` where it is not
+/// known.
 pub fn available_memory() -> Option<u64> {
     let meminfo = read_to_string("/proc/meminfo").ok()?;
     let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;

@@ -1,5 +1,5 @@
-//! The program `monsoon`: reads what was asked for, runs it, and alone picks the exit code: 0 done, 1 failed while running,
-//! 2 the operator must act (a flag, a file, a model).
+//! The program `monsoon`: reads what was asked for, runs it, and alone picks the exit code: 0 done,
+//! 1 failed while running, 2 the operator must act (a flag, a file, a model).
 
 use server::commands::{CommandError, StartupError, bench, chat, doctor, pull, serve};
 use server::config::{self, Command, ConfigError, Environment};
@@ -34,14 +34,16 @@ fn run(env: &Environment) -> anyhow::Result<()> {
 fn run_async(work: impl Future<Output = Result<(), CommandError>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(work);
-    // Not waited for: a thread that still reads standard input or loads a model ends with the process.
+    // Not waited for: a thread that still reads standard input or loads a model ends with the
+    // process.
     runtime.shutdown_background();
     Ok(result?)
 }
 
 fn report(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref::<CommandError>() {
-        // Help and version are errors to clap, but not to the user: they go to standard output, with exit code 0.
+        // Help and version are errors to clap, but not to the user: they go to standard output,
+        // with exit code 0.
         Some(CommandError::Startup(StartupError::Config(ConfigError::Usage(usage)))) => {
             let _ = usage.print();
             ExitCode::from(usage.exit_code() as u8)

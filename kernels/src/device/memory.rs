@@ -9,8 +9,8 @@ use std::ptr::NonNull;
 pub const ALIGNMENT: usize = 64;
 /// A huge page; memory of several of them begins on such a border.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
-/// From here on memory is asked for in huge pages. Touching 4 GiB of KV cache at start takes seconds
-/// in small pages, and reading it later misses the address cache on every page.
+/// From here on memory is asked for in huge pages. Touching 4 GiB of KV cache at start takes
+/// seconds in small pages, and reading it later misses the address cache on every page.
 const HUGE_BYTES_MIN: usize = 4 * HUGE_PAGE_BYTES;
 
 /// Number types that may live in an `AlignedVec`: any bit pattern is a value, and all zeros is
@@ -62,7 +62,8 @@ impl<T: Element> AlignedVec<T> {
     }
 }
 
-/// Zeroed and touched, so that the memory is there before the first request; null when there is none.
+/// Zeroed and touched, so that the memory is there before the first request; null when there is
+/// none.
 fn alloc_huge_zeroed(layout: Layout) -> *mut u8 {
     assert!(layout.size() >= HUGE_BYTES_MIN, "not worth huge pages");
     // SAFETY: the layout has a non-zero size, by the assert.

@@ -32,7 +32,8 @@ struct Bench {
 
 /// Runs the load, prints the result, and writes it where --json says.
 ///
-/// Errors: no server there; `BenchFailed` when a request failed that the client did not drop itself.
+/// Errors: no server there; `BenchFailed` when a request failed that the client did not drop
+/// itself.
 pub async fn run(config: BenchConfig) -> Result<(), CommandError> {
     let report = measure(config.clone()).await?;
     match &config.json {

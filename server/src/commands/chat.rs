@@ -1,5 +1,5 @@
-//! `monsoon chat`: a conversation with a running server. In a terminal it prompts and Ctrl-C stops an answer; from a pipe it
-//! takes one question per line and prints one answer after the other.
+//! `monsoon chat`: a conversation with a running server. In a terminal it prompts and Ctrl-C stops
+//! an answer; from a pipe it takes one question per line and prints one answer after the other.
 
 use super::CommandError;
 use super::http_client::{ClientError, Target};

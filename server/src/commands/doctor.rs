@@ -1,12 +1,12 @@
 //! `monsoon doctor`: what this machine has, where models are looked for, and which hubs answer.
 
 use super::CommandError;
-use crate::config::units::format_bytes;
 use crate::config::{DoctorConfig, Environment};
 use crate::hub::client::HubClient;
 use crate::hub::default_model::{self, State};
 use crate::hub::{Access, Endpoint, HubConfig};
 use crate::machine;
+use crate::units::format_bytes;
 use kernels::device::cpu::Isa;
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! A small OpenAI client for bench and chat: one connection, one request at a time, events as they arrive at the socket.
+//! A small OpenAI client for bench and chat: one connection, one request at a time, events as they
+//! arrive at the socket.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};

@@ -1,5 +1,5 @@
-//! `monsoon serve`: binds the port first, answers 503 while the model loads, then serves until a signal or until the device is
-//! lost.
+//! `monsoon serve`: binds the port first, answers 503 while the model loads, then serves until a
+//! signal or until the device is lost.
 
 pub mod load;
 pub mod memory;

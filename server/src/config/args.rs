@@ -1,6 +1,7 @@
 //! What can be typed: each flag's name, default, limits and help, in one place.
 
-use super::units::parse_bytes;
+use crate::hub::HubChoice;
+use crate::units::parse_bytes;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::net::IpAddr;
@@ -31,8 +32,8 @@ pub enum CommandArgs {
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// A folder, a .gguf file, or OWNER/NAME on a hub (OWNER/NAME:FILE or :Q4_K_M for one GGUF of a repository). Without it,
-    /// Qwen2.5-Coder-0.5B-Instruct (Q4_K_M) is served
+    /// A folder, a .gguf file, or OWNER/NAME on a hub (OWNER/NAME:FILE or :Q4_K_M for one GGUF of a
+    /// repository). Without it, Qwen2.5-Coder-0.5B-Instruct (Q4_K_M) is served
     pub model: Option<String>,
     /// TOML file with the long flags as keys, for example max-num-seqs = 32
     #[arg(long, value_name = "FILE")]
@@ -46,12 +47,12 @@ pub struct ServeArgs {
     /// What computes; auto is cpu
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub device: DeviceChoice,
-    /// Names the API accepts for the model, the first one is used in answers; repeat or separate by commas. Default: the
-    /// model's own name
+    /// Names the API accepts for the model, the first one is used in answers; repeat or separate by
+    /// commas. Default: the model's own name
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_name)]
     pub served_model_name: Vec<String>,
-    /// A key clients must send as "Authorization: Bearer KEY"; repeat or separate by commas. Without any key, every client
-    /// is served
+    /// A key clients must send as "Authorization: Bearer KEY"; repeat or separate by commas.
+    /// Without any key, every client is served
     #[arg(long, value_name = "KEY", value_delimiter = ',')]
     pub api_key: Vec<String>,
     /// File with one API key per line; empty lines and lines beginning with # are skipped
@@ -63,10 +64,12 @@ pub struct ServeArgs {
     /// Most requests computed at once
     #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = count(1..=4096))]
     pub max_num_seqs: usize,
-    /// Most tokens in one step. More speeds long prompts up; less lets the answers of others flow more evenly meanwhile
+    /// Most tokens in one step. More speeds long prompts up; less lets the answers of others flow
+    /// more evenly meanwhile
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = count(1..=65_536))]
     pub max_num_batched_tokens: usize,
-    /// Memory for keys and values, such as 2GiB or 512MiB [default: a quarter of the free memory, at most 4 GiB]
+    /// Memory for keys and values, such as 2GiB or 512MiB [default: room for one full context, at
+    /// least 1 GiB, at most 4 GiB and a quarter of the free memory]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub kv_cache_memory: Option<u64>,
     /// Number format of keys and values; auto is f16 (reference: f32)
@@ -76,13 +79,14 @@ pub struct ServeArgs {
     #[arg(long, value_enum, value_name = "TOKENS", default_value_t = BlockSize::B16)]
     pub block_size: BlockSize,
     /// Devices one model is split over
-    #[arg(long, visible_alias = "tensor-parallel", value_name = "RANKS", default_value_t = 1, value_parser = count(1..=1024))]
+    #[arg(long, visible_alias = "tensor-parallel", value_name = "RANKS")]
+    #[arg(default_value_t = 1, value_parser = count(1..=1024))]
     pub tensor_parallel_size: usize,
     /// Compute threads [default: one for each core this process may use]
     #[arg(long, value_name = "COUNT", value_parser = count(1..=256))]
     pub threads: Option<usize>,
-    /// Bind each compute thread to its core; auto does so when the process may use all cores of the machine and computes on
-    /// all of them
+    /// Bind each compute thread to its core; auto does so when the process may use all cores of the
+    /// machine and computes on all of them
     #[arg(long, value_enum, default_value_t = CpuPin::Auto)]
     pub cpu_pin: CpuPin,
     /// Who is served first: fcfs by arrival, priority by the request's priority field
@@ -95,7 +99,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = count(1..=1_000_000))]
     pub max_waiting_requests: usize,
     /// Most prompt tokens of waiting requests together; further requests are answered 429
-    #[arg(long, value_name = "TOKENS", default_value_t = 1_048_576, value_parser = count(1..=1_073_741_824))]
+    #[arg(long, value_name = "TOKENS", default_value_t = 1_048_576)]
+    #[arg(value_parser = count(1..=1_073_741_824))]
     pub max_waiting_tokens: usize,
     /// Threads that turn text into tokens [default: half of the cores, 1 to 4]
     #[arg(long, value_name = "COUNT", value_parser = count(1..=64))]
@@ -107,7 +112,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
     /// Seconds that running requests get to end after SIGTERM
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub drain_timeout: u64,
     /// Least important messages to print
     #[arg(long, value_enum, default_value_t = LogLevel::Info)]
@@ -303,13 +309,6 @@ pub enum LogFormat {
 pub enum Endpoint {
     Chat,
     Completions,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum HubChoice {
-    Auto,
-    Huggingface,
-    Modelscope,
 }
 
 /// The clap command of the whole program.

@@ -1,5 +1,5 @@
-//! The environment and the TOML file, laid under the command line as clap defaults: clap then gives the right precedence and
-//! checks every value with the parser of its flag.
+//! The environment and the TOML file, laid under the command line as clap defaults: clap then gives
+//! the right precedence and checks every value with the parser of its flag.
 
 use super::{ConfigError, Environment, FLAG_FILE_BYTES_MAX, read_flag_file};
 use clap::{Arg, ArgAction};
@@ -42,7 +42,8 @@ pub fn with_layers(
     }))
 }
 
-/// The variable of a flag: MONSOON_PORT for serve, pull and doctor; MONSOON_BENCH_URL and MONSOON_CHAT_URL for the clients.
+/// The variable of a flag: MONSOON_PORT for serve, pull and doctor; MONSOON_BENCH_URL and
+/// MONSOON_CHAT_URL for the clients.
 fn variable_name(command: &str, arg: &Arg) -> String {
     let prefix = match command {
         _ if arg.get_id() == "config" => "MONSOON_",
@@ -171,7 +172,8 @@ fn plain_value(value: toml::Value) -> Option<String> {
     }
 }
 
-/// Parses the value as if it had been typed after its flag, so that an error names where it really came from.
+/// Parses the value as if it had been typed after its flag, so that an error names where it really
+/// came from.
 fn check(arg: &Arg, layered: &mut Layered) -> Result<(), ConfigError> {
     let error = |reason| ConfigError::Value { origin: layered.origin.clone(), reason };
     match arg.get_action() {
@@ -195,7 +197,8 @@ fn check(arg: &Arg, layered: &mut Layered) -> Result<(), ConfigError> {
             None => value.clone(),
         };
         if let Err(e) = probe.try_get_matches_from([typed]) {
-            // The rest of clap's message tells how to use the command line, which is not where the value is from.
+            // The rest of clap's message tells how to use the command line, which is not where the
+            // value is from.
             let text = e.to_string();
             let text = text.trim_start_matches("error: ");
             let end = text.find("\n\nFor more").unwrap_or(text.len());

@@ -99,7 +99,8 @@ fn every_flag_of_serve_is_also_a_variable_and_a_key() {
         let Some(long) = arg.get_long().filter(|l| !["config", "help"].contains(l)) else {
             continue;
         };
-        // A text no flag takes shows that the value was looked at; texts that some take are tried with a list of lists.
+        // A text no flag takes shows that the value was looked at; texts that some take are tried
+        // with a list of lists.
         let variable = format!("MONSOON_{}", long.replace('-', "_").to_uppercase());
         let by_file = file(&format!("{long} = [[1]]\n"));
         let error = serve(&format!("--config {}", by_file.path().display()), &env(&[]));

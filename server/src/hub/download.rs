@@ -44,7 +44,8 @@ pub fn check_name(path: &str) -> Result<(), HubError> {
 
 /// Downloads `file` to `folder`/path, unless a file that fits the description is there already.
 ///
-/// Errors: `WrongHash` after removing what came; `GaveUp` leaves a .part file that a later call resumes.
+/// Errors: `WrongHash` after removing what came; `GaveUp` leaves a .part file that a later call
+/// resumes.
 pub fn download(
     client: &HubClient,
     file: &RemoteFile,
@@ -58,7 +59,8 @@ pub fn download(
     }
     let parent = target.parent().expect("a file in a folder");
     std::fs::create_dir_all(parent).map_err(io_error(parent))?;
-    // The hash in the name keeps the beginning of one version from being joined to the end of another.
+    // The hash in the name keeps the beginning of one version from being joined to the end of
+    // another.
     let version = file.sha256.as_deref().map_or("unchecked", |hash| &hash[..16]);
     let part = parent.join(format!("{}.{version}.part", file_name(&target)));
     if file.sha256.is_none() {

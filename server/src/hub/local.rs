@@ -1,4 +1,5 @@
-//! Finds models without a network: paths as typed, our own cache, and those of the Hugging Face and ModelScope tools.
+//! Finds models without a network: paths as typed, our own cache, and those of the Hugging Face and
+//! ModelScope tools.
 
 use super::{HubConfig, HubError, ResolvedModel, io_error};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ pub struct RepoName {
 }
 
 impl RepoName {
-    /// `None` when `text` is no such name. Each part has the characters that hubs allow, so it is safe in a path or an address.
+    /// `None` when `text` is no such name. Each part has the characters that hubs allow, so it is
+    /// safe in a path or an address.
     pub fn parse(text: &str) -> Option<RepoName> {
         let (id, which) = match text.split_once(':') {
             Some((id, which)) => (id, Some(which)),
@@ -51,7 +53,8 @@ impl RepoName {
     }
 }
 
-/// Looks for `model` on this machine. Errors only where something is there but cannot be read or chosen from.
+/// Looks for `model` on this machine. Errors only where something is there but cannot be read or
+/// chosen from.
 pub fn find(model: &str, config: &HubConfig) -> Result<Option<ResolvedModel>, HubError> {
     let path = Path::new(model);
     if path.exists() {
@@ -68,7 +71,8 @@ pub fn find(model: &str, config: &HubConfig) -> Result<Option<ResolvedModel>, Hu
     Ok(None)
 }
 
-/// Files of a GGUF repository fit `which` when they are it, or hold it between other letters, whatever the case.
+/// Files of a GGUF repository fit `which` when they are it, or hold it between other letters,
+/// whatever the case.
 pub fn fits(file_name: &str, which: &str) -> bool {
     let (file_name, which) = (file_name.to_ascii_lowercase(), which.to_ascii_lowercase());
     file_name == which || file_name.strip_suffix(".gguf").is_some_and(|stem| stem.contains(&which))

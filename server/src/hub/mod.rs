@@ -1,4 +1,5 @@
-//! Turns MODEL into files on this machine: a path as typed, the caches of other tools, our own cache, or a hub.
+//! Turns MODEL into files on this machine: a path as typed, the caches of other tools, our own
+//! cache, or a hub.
 
 pub mod local;
 pub mod remote;
@@ -9,8 +10,7 @@ pub mod progress;
 #[cfg(test)]
 mod tests;
 
-use crate::config::Environment;
-use crate::config::args::{HubArgs, HubChoice};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use progress::Progress;
@@ -31,6 +31,25 @@ pub struct HubConfig {
     /// Folder with models--OWNER--NAME.
     pub hf_cache: PathBuf,
     pub modelscope_cache: PathBuf,
+}
+
+/// What the operator said about it.
+#[derive(Debug, Clone)]
+pub struct HubOptions {
+    pub revision: Option<String>,
+    /// `None`: monsoon in the user's cache folder.
+    pub cache_dir: Option<PathBuf>,
+    pub access: Access,
+    pub choice: HubChoice,
+}
+
+/// Which hub has OWNER/NAME.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum HubChoice {
+    /// Hugging Face, then ModelScope.
+    Auto,
+    Huggingface,
+    Modelscope,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,20 +126,20 @@ fn hint(status: u16) -> &'static str {
 
 impl HubConfig {
     /// Reads the hubs' own variables from `env`; flags win over them.
-    pub fn new(args: HubArgs, env: &Environment) -> Result<HubConfig, HubConfigError> {
+    pub fn new(
+        options: HubOptions,
+        env: &BTreeMap<String, String>,
+    ) -> Result<HubConfig, HubConfigError> {
         let set = |name: &str| env.get(name).filter(|v| !v.is_empty()).cloned();
         let home = PathBuf::from(set("HOME").or_else(|| set("USERPROFILE")).unwrap_or_default());
         let user_cache = set("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
         let hf_home = set("HF_HOME").map_or_else(|| user_cache.join("huggingface"), PathBuf::from);
         let offline_variable = set("HF_HUB_OFFLINE").is_some_and(|v| v != "0" && v != "false");
         Ok(HubConfig {
-            cache_dir: args.download_dir.unwrap_or_else(|| user_cache.join("monsoon")),
-            revision: args.revision,
-            access: match args.offline || offline_variable {
-                true => Access::Offline,
-                false => Access::Online,
-            },
-            choice: args.hub,
+            cache_dir: options.cache_dir.unwrap_or_else(|| user_cache.join("monsoon")),
+            revision: options.revision,
+            access: if offline_variable { Access::Offline } else { options.access },
+            choice: options.choice,
             hf: Endpoint {
                 url: endpoint("HF_ENDPOINT", set("HF_ENDPOINT"), HF_ENDPOINT_DEFAULT)?,
                 token: token("HF_TOKEN", set("HF_TOKEN"))?,

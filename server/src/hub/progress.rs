@@ -1,6 +1,6 @@
 //! Says how a download goes: bars in a terminal, one line per file elsewhere.
 
-use crate::config::units::format_bytes;
+use crate::units::format_bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 

@@ -3,8 +3,7 @@
 use super::client::{Failure, HubClient, is_sha256};
 use super::download::{ATTEMPTS_MAX, BACKOFF, RemoteFile, check_name, download, lock_folder};
 use super::local::{COMPLETE_MARK, RepoName, fits};
-use super::{HubConfig, HubError, Progress, ResolvedModel, io_error};
-use crate::config::args::HubChoice;
+use super::{HubChoice, HubConfig, HubError, Progress, ResolvedModel, io_error};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -85,8 +84,9 @@ pub fn list(
     Ok(files)
 }
 
-/// The best GGUF among `names`: the one that is or holds `which`; without it the only one, or the usual quantisation. Of
-/// several that fit, the shortest name, then the first in order. Parts of split files are never chosen.
+/// The best GGUF among `names`: the one that is or holds `which`; without it the only one, or the
+/// usual quantisation. Of several that fit, the shortest name, then the first in order. Parts of
+/// split files are never chosen.
 pub fn choose_gguf(names: &[String], which: Option<&str>) -> Option<String> {
     let whole = |n: &&String| n.ends_with(".gguf") && !n.contains("-of-0") && !n.contains("mmproj");
     let ggufs: Vec<&String> = names.iter().filter(whole).collect();
@@ -135,7 +135,8 @@ fn hugging_face_files(
     repo: &RepoName,
     answer: &Value,
 ) -> Option<Vec<RemoteFile>> {
-    // Files are asked for by commit, so that all are of one version although the branch may move meanwhile.
+    // Files are asked for by commit, so that all are of one version although the branch may move
+    // meanwhile.
     let commit = answer["sha"].as_str()?;
     let file = |entry: &Value| {
         let path = entry["rfilename"].as_str()?.to_string();
@@ -212,8 +213,8 @@ fn fetch_files(
     Ok(ResolvedModel { path, name: repo.id() })
 }
 
-/// The files to download, and the GGUF among them if that is what is served. Pickles are never among them: reading one runs
-/// whatever code it holds.
+/// The files to download, and the GGUF among them if that is what is served. Pickles are never
+/// among them: reading one runs whatever code it holds.
 fn select(
     repo: &RepoName,
     files: &[RemoteFile],

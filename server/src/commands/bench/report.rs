@@ -41,7 +41,8 @@ impl Percentiles {
     }
 
     fn to_json(self) -> Value {
-        json!({"mean": self.mean, "p50": self.p50, "p90": self.p90, "p99": self.p99, "max": self.max})
+        let Percentiles { mean, p50, p90, p99, max } = self;
+        json!({"mean": mean, "p50": p50, "p90": p90, "p99": p99, "max": max})
     }
 }
 
@@ -76,8 +77,8 @@ impl Report {
         kinds
     }
 
-    /// (name, percentiles in ms): time to the first piece of text, gaps between pieces, mean time per output token of a
-    /// request after the first, whole request.
+    /// (name, percentiles in ms): time to the first piece of text, gaps between pieces, mean time
+    /// per output token of a request after the first, whole request.
     pub fn latencies(&self) -> [(&'static str, Percentiles); 4] {
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let with_text =
@@ -97,7 +98,8 @@ impl Report {
             .map(|(name, values)| (name, Percentiles::of(values)))
     }
 
-    /// (output, prompt) tokens a second over the whole run, those of dropped requests included as far as they came.
+    /// (output, prompt) tokens a second over the whole run, those of dropped requests included as
+    /// far as they came.
     pub fn throughput(&self) -> (f64, f64) {
         let seconds = self.wall.as_secs_f64().max(1e-9);
         let good = || self.records.iter().filter(|r| r.error.is_none());
@@ -173,7 +175,7 @@ impl fmt::Display for Report {
         if self.num_short() > 0 {
             writeln!(
                 f,
-                "  {} answers were shorter than asked for: the server does not honour ignore_eos, or its context is full",
+                "  {} answers were shorter than asked for (no ignore_eos, or context full)",
                 self.num_short()
             )?;
         }

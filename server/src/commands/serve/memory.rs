@@ -1,11 +1,15 @@
 //! How much memory goes where, worked out before anything large is allocated. Pure arithmetic.
 
-use crate::config::units::format_bytes;
+use crate::units::format_bytes;
 use kernels::DType;
 use models::ModelConfig;
 
-/// Share of the free memory that the KV cache takes when the operator names no size: one part of so many.
+/// Most of the free memory that the KV cache takes when the operator names no size: one part of so
+/// many.
 pub const CACHE_SHARE: u64 = 4;
+/// What it takes then if one full context is smaller. All of it is touched at start, a second per
+/// GiB on a slow machine.
+pub const CACHE_BYTES_DEFAULT: u64 = 1 << 30;
 /// Most that it takes then.
 pub const CACHE_BYTES_DEFAULT_MAX: u64 = 4 << 30;
 /// Block and slot numbers must fit 31 bits.
@@ -39,18 +43,23 @@ pub struct MemoryPlan {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
     #[error(
-        "the model is too large for this machine: weights {} + KV cache {} + buffers {} = {}, but {} are free",
+        "the model is too large for this machine: weights {} + KV cache {} + buffers {} = {}, \
+         but {} are free",
         format_bytes(*weights), format_bytes(*kv_cache), format_bytes(*buffers),
-        format_bytes(weights.saturating_add(*kv_cache).saturating_add(*buffers)), format_bytes(*available)
+        format_bytes(weights.saturating_add(*kv_cache).saturating_add(*buffers)),
+        format_bytes(*available)
     )]
     TooLarge { weights: u64, kv_cache: u64, buffers: u64, available: u64 },
     #[error(
-        "--max-model-len: {asked} is above the {model_max} positions this model was made for; allowed: 1..={model_max}"
+        "--max-model-len: {asked} is above the {model_max} positions this model was made for; \
+         allowed: 1..={model_max}"
     )]
     LongerThanModel { asked: usize, model_max: usize },
     #[error(
-        "--max-model-len: {asked} tokens x {} = {} of KV cache, but it has {}, which hold {fitting} tokens",
-        format_bytes(*per_token), format_bytes(per_token.saturating_mul(*asked as u64)), format_bytes(*kv_cache)
+        "--max-model-len: {asked} tokens x {} = {} of KV cache, but it has {}, which hold \
+         {fitting} tokens",
+        format_bytes(*per_token), format_bytes(per_token.saturating_mul(*asked as u64)),
+        format_bytes(*kv_cache)
     )]
     LongerThanCache { asked: usize, per_token: u64, kv_cache: u64, fitting: usize },
     #[error(
@@ -75,7 +84,8 @@ pub fn plan(model: &ModelConfig, request: &MemoryRequest) -> Result<MemoryPlan, 
     let fixed = request.weight_bytes.checked_add(buffers).ok_or(MemoryError::Overflow)?;
     let budget = request.kv_cache_bytes.unwrap_or_else(|| {
         let left = request.available_bytes.map_or(u64::MAX, |free| free.saturating_sub(fixed));
-        (left / CACHE_SHARE).min(CACHE_BYTES_DEFAULT_MAX)
+        let context = per_token.saturating_mul(model_max as u64);
+        (left / CACHE_SHARE).min(context.clamp(CACHE_BYTES_DEFAULT, CACHE_BYTES_DEFAULT_MAX))
     });
     let block_size = request.block_size;
     let per_block = per_token.checked_mul(block_size as u64).ok_or(MemoryError::Overflow)?;
@@ -167,14 +177,20 @@ mod tests {
     }
 
     #[test]
-    fn by_default_a_quarter_of_the_rest_is_cache_up_to_a_limit() {
-        let small = plan(&model(), &request()).expect("fits");
-        assert!(small.kv_cache_bytes < 2 << 30 && small.kv_cache_bytes > 1 << 30);
-        let much = MemoryRequest { available_bytes: Some(64 << 30), ..request() };
-        let large = plan(&model(), &much).expect("fits");
-        assert!(large.kv_cache_bytes <= CACHE_BYTES_DEFAULT_MAX);
-        assert!(large.kv_cache_bytes > CACHE_BYTES_DEFAULT_MAX - (1 << 20));
-        assert_eq!((large.max_model_len, large.capped_from), (32_768, None));
+    fn by_default_the_cache_holds_a_context_within_a_quarter_of_the_rest() {
+        let size = |model: &ModelConfig, available: u64| {
+            let request = MemoryRequest { available_bytes: Some(available), ..request() };
+            plan(model, &request).expect("fits").kv_cache_bytes
+        };
+        let near = |bytes: u64, expected: u64| expected - bytes < 1 << 20;
+        assert!(near(size(&model(), 64 << 30), CACHE_BYTES_DEFAULT), "a small model");
+        let deep = ModelConfig { num_layers: 24 * 6, ..model() };
+        assert!(near(size(&deep, 64 << 30), 6 * 12_288 * 32_768), "one full context");
+        let long = ModelConfig { max_position_embeddings: 1 << 20, ..model() };
+        assert!(near(size(&long, 64 << 30), CACHE_BYTES_DEFAULT_MAX), "a very long context");
+        assert!(size(&model(), 2 << 30) < 400 << 20, "a quarter of the rest");
+        let whole = plan(&model(), &request()).expect("fits");
+        assert_eq!((whole.max_model_len, whole.capped_from), (32_768, None));
     }
 
     #[test]
@@ -197,7 +213,7 @@ mod tests {
             ..request()
         };
         let error = plan(&model(), &tight).expect_err("too large").to_string();
-        for part in ["weights 500 MiB", "KV cache 1 GiB", "buffers", "but 1 GiB are free"] {
+        for part in ["weights 500 MiB", "KV cache 1023.9 MiB", "buffers", "but 1 GiB are free"] {
             assert!(error.contains(part), "{part}: {error}");
         }
         let none = MemoryRequest { available_bytes: Some(0), ..request() };

@@ -1,9 +1,9 @@
 //! What the operator reads when the server is ready.
 
 use super::load::Loaded;
-use crate::config::units::format_bytes;
 use crate::config::{PrefixCachingChoice, ServeConfig};
 use crate::http::PUBLIC_ROUTES;
+use crate::units::format_bytes;
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -63,7 +63,7 @@ fn context(loaded: &Loaded) -> String {
     let length = loaded.memory.max_model_len;
     match loaded.memory.capped_from {
         Some(own) => format!(
-            "{length} tokens; the model has {own}, but the cache holds no more (see --kv-cache-memory)"
+            "{length} tokens; the model has {own}, the cache holds no more (--kv-cache-memory)"
         ),
         None => format!("{length} tokens"),
     }
