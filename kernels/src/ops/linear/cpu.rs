@@ -15,29 +15,42 @@ use crate::device::cpu::{CpuDevice, Isa};
 use crate::device::memory::SharedMut;
 use crate::{DType, Tensor};
 use activations::{Activations, GROUP_ROWS_MAX, Group, Input};
-use format::{TILE_ROWS, format_of};
+use format::{PANEL_TILES, TILE_ROWS, format_of};
 use pack::Packed;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Tiles of one task stay in a core's second-level cache while all rows of activations pass by.
+/// Panels of one task stay in a core's second-level cache while all rows of activations pass by.
 const TASK_BYTES_MAX: usize = 256 * 1024;
-/// Tasks for each thread, if there are tiles enough: they even out cores of unequal speed.
+/// Tasks for each thread, if there are panels enough: they even out cores of unequal speed.
 const TASKS_PER_THREAD: usize = 16;
 
-/// The work of one kernel call: one tile times the rows of one group.
+/// The work of one kernel call: columns of one tile times those of the rows of one group.
 pub struct Job<'a> {
     tile: &'a [u8],
     x: Group<'a>,
+    start: Start,
 }
 
-/// What a kernel returns: the 16 outputs of the tile for each row of the group.
+/// What a kernel adds its products to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// Nothing: these are the first columns.
+    Zero,
+    /// The sums of the columns before.
+    Sums,
+}
+
+/// What a kernel adds to: the 16 outputs of the tile for each row of the group.
 #[repr(C, align(64))]
 pub struct Sums([[f32; TILE_ROWS]; GROUP_ROWS_MAX]);
 
 impl Sums {
-    fn clear(&mut self) {
-        self.0 = [[0.0; TILE_ROWS]; GROUP_ROWS_MAX];
+    /// Makes the sums of `job`'s rows zero if that is what it starts from.
+    fn start(&mut self, job: &Job) {
+        if job.start == Start::Zero {
+            self.0[..job.x.rows].fill([0.0; TILE_ROWS]);
+        }
     }
 }
 
@@ -47,12 +60,13 @@ type Kernel = fn(&Job, &mut Sums);
 struct Part<'a> {
     packed: &'a Packed,
     out_features: usize,
+    in_features: usize,
     bias: Option<&'a [f32]>,
     out: SharedMut<f32>,
     input: Input,
     kernel: Kernel,
     tasks: Range<usize>,
-    tiles_per_task: usize,
+    panels_per_task: usize,
 }
 
 thread_local! {
@@ -108,40 +122,63 @@ fn parts<'a>(
     weights: &[(&'a Weight, Option<&'a Tensor>)],
     inputs: &[Input],
 ) -> Vec<Part<'a>> {
-    let total_bytes: usize =
-        weights.iter().map(|(w, _)| w.packed().tile_bytes() * w.packed().num_tiles()).sum();
+    let total_bytes: usize = weights.iter().map(|(w, _)| w.packed().num_bytes()).sum();
     let task_bytes = total_bytes / (device.pool.num_threads() * TASKS_PER_THREAD);
     let mut first_task = 0;
     let mut parts = Vec::with_capacity(weights.len());
     for ((out, (weight, bias)), &input) in outs.iter_mut().zip(weights).zip(inputs) {
         let packed = weight.packed();
-        let tiles_per_task = (task_bytes.min(TASK_BYTES_MAX) / packed.tile_bytes()).max(1);
-        let tasks = first_task..first_task + packed.num_tiles().div_ceil(tiles_per_task);
+        let panel_bytes = packed.num_bytes() / packed.num_panels();
+        let panels_per_task = (task_bytes.min(TASK_BYTES_MAX) / panel_bytes).max(1);
+        let tasks = first_task..first_task + packed.num_panels().div_ceil(panels_per_task);
         first_task = tasks.end;
         parts.push(Part {
             packed,
             out_features: weight.out_features,
+            in_features: weight.in_features,
             bias: bias.map(Tensor::f32),
             out: SharedMut::new(out.f32_mut()),
             input,
             kernel: kernel_of(weight.dtype, device.isa),
             tasks,
-            tiles_per_task,
+            panels_per_task,
         });
     }
     parts
 }
 
-/// Multiplies the tiles of task `i` with all rows.
+/// Multiplies the panels of task `i` with all rows.
 fn run_task(part: &Part, i: usize, activations: &Activations) {
-    let first_tile = (i - part.tasks.start) * part.tiles_per_task;
-    let end_tile = (first_tile + part.tiles_per_task).min(part.packed.num_tiles());
-    let mut sums = Sums([[0.0; TILE_ROWS]; GROUP_ROWS_MAX]);
+    let first_panel = (i - part.tasks.start) * part.panels_per_task;
+    let end_panel = (first_panel + part.panels_per_task).min(part.packed.num_panels());
+    let mut sums = [const { Sums([[0.0; TILE_ROWS]; GROUP_ROWS_MAX]) }; PANEL_TILES];
     for g in 0..activations.num_groups() {
-        let x = activations.group(g, part.input);
-        for tile in first_tile..end_tile {
-            (part.kernel)(&Job { tile: part.packed.tile(tile), x }, &mut sums);
-            store(part, tile, &x, &sums);
+        for panel in first_panel..end_panel {
+            multiply_panel(part, panel, activations, g, &mut sums);
+        }
+    }
+}
+
+/// Multiplies one panel with the rows of group `g`, in the order in which the panel lies in memory.
+/// Each sum still takes its products in the order of k.
+fn multiply_panel(
+    part: &Part,
+    panel: usize,
+    activations: &Activations,
+    g: usize,
+    sums: &mut [Sums; PANEL_TILES],
+) {
+    let tiles = part.packed.tiles(panel);
+    for chunk in part.packed.chunks() {
+        let x = activations.group(g, part.input, chunk.columns.clone());
+        let start = if chunk.columns.start == 0 { Start::Zero } else { Start::Sums };
+        let is_last = chunk.columns.end == part.in_features;
+        for (i, sums) in tiles.clone().zip(sums.iter_mut()) {
+            let tile = part.packed.part(&tiles, i, chunk);
+            (part.kernel)(&Job { tile, x, start }, sums);
+            if is_last {
+                store(part, i, &x, sums);
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use super::format::{BLOCK_LEN, Correction, padded_len};
 use crate::Tensor;
 use crate::device::cpu::{CpuDevice, Isa};
 use crate::device::memory::{AlignedVec, Element, SharedMut};
+use std::ops::Range;
 
 /// Rows that a kernel multiplies with one unpacked block of weights.
 pub const GROUP_ROWS_MAX: usize = 8;
@@ -88,10 +89,15 @@ impl Activations {
         self.rows.div_ceil(GROUP_ROWS_MAX)
     }
 
-    /// Group `i` in the form of `input`, which must have been prepared.
-    pub fn group(&self, i: usize, input: Input) -> Group<'_> {
+    /// Columns `columns` of group `i` in the form of `input`, which must have been prepared. Both
+    /// ends are whole blocks.
+    pub fn group(&self, i: usize, input: Input, columns: Range<usize>) -> Group<'_> {
         let (first_row, rows) = group_rows(i, self.rows);
-        let part = |row_len: usize| first_row * row_len..(first_row + rows) * row_len;
+        // The group's part of a buffer with `row_len` numbers a row, of which `columns` are these.
+        let part = |row_len: usize, start: usize, end: usize| {
+            first_row * row_len + rows * start..first_row * row_len + rows * end
+        };
+        let (start, end) = (columns.start, columns.end);
         let mut group = Group {
             first_row,
             rows,
@@ -104,19 +110,23 @@ impl Activations {
         let blocks = self.in_features / BLOCK_LEN;
         match input {
             Input::Int8(correction) => {
-                group.values = &self.values[part(self.in_features)];
-                group.scales = &self.scales[part(blocks)];
+                let n = correction.len();
+                group.values = &self.values[part(self.in_features, start, end)];
+                let (start, end) = (start / BLOCK_LEN, end / BLOCK_LEN);
+                group.scales = &self.scales[part(blocks, start, end)];
                 let corrections = &self.corrections[correction as usize];
-                group.corrections = &corrections[part(blocks * correction.len())];
+                group.corrections = &corrections[part(blocks * n, start * n, end * n)];
             }
-            Input::Bf16 => group.pairs = &self.pairs[part(self.padded_len() / 2)],
-            Input::F32 => group.floats = &self.floats[part(self.padded_len())],
+            Input::Bf16 => {
+                let row_len = padded(self.in_features) / 2;
+                group.pairs = &self.pairs[part(row_len, padded(start) / 2, padded(end) / 2)];
+            }
+            Input::F32 => {
+                let row_len = padded(self.in_features);
+                group.floats = &self.floats[part(row_len, padded(start), padded(end))];
+            }
         }
         group
-    }
-
-    fn padded_len(&self) -> usize {
-        padded_len(self.in_features).expect("the weight was packed with this length")
     }
 
     fn round_to_int8(&mut self, device: &CpuDevice, x: &Tensor, inputs: &[Input]) {
@@ -154,7 +164,7 @@ impl Activations {
     }
 
     fn round_to_bf16(&mut self, device: &CpuDevice, x: &Tensor) {
-        let num_pairs = self.padded_len() / 2;
+        let num_pairs = padded(self.in_features) / 2;
         grow(&mut self.pairs, self.rows * num_pairs);
         let pairs = SharedMut::new(&mut self.pairs[..]);
         for_each_group(device, x, &|first_row, rows| {
@@ -172,7 +182,7 @@ impl Activations {
     }
 
     fn transpose_f32(&mut self, device: &CpuDevice, x: &Tensor) {
-        let padded_len = self.padded_len();
+        let padded_len = padded(self.in_features);
         grow(&mut self.floats, self.rows * padded_len);
         let floats = SharedMut::new(&mut self.floats[..]);
         for_each_group(device, x, &|first_row, rows| {
@@ -187,6 +197,10 @@ impl Activations {
             }
         });
     }
+}
+
+fn padded(columns: usize) -> usize {
+    padded_len(columns).expect("the weight was packed with this length")
 }
 
 /// First row and number of rows of group `i`.

@@ -38,7 +38,7 @@ fn quantised_kernel<F: Quantised>(job: &Job, sums: &mut Sums) {
     assert_eq!(job.x.values.len(), blocks * BLOCK_LEN, "activations and tile differ in k");
     assert_eq!(job.x.scales.len(), blocks, "one scale a block");
     assert_eq!(job.x.corrections.len(), blocks * format.correction.len(), "corrections");
-    sums.clear();
+    sums.start(job);
     for half in 0..2 {
         // SAFETY: `linear_many` asserted that the machine has the instructions; the lengths were
         // checked above.
@@ -309,7 +309,7 @@ fn bf16_kernel(job: &Job, sums: &mut Sums) {
 fn plain(job: &Job, sums: &mut Sums, weight_bytes: usize, kernel: impl Fn(&Job, usize, &mut Sums)) {
     let columns = job.tile.len() / (weight_bytes * TILE_ROWS);
     assert!(job.x.floats.len() >= columns * job.x.rows, "activations and tile differ in k");
-    sums.clear();
+    sums.start(job);
     kernel(job, 0, sums);
     kernel(job, 1, sums);
 }

@@ -10,7 +10,7 @@ use super::format::{
     BLOCK_LEN, Codes, Correction, NIBBLE_BYTES, Quantised, SCALE_BYTES, TILE_ROWS, WORD_BYTES,
     WORDS,
 };
-use super::{Job, Sums};
+use super::{Job, Start, Sums};
 use crate::DType;
 use std::arch::x86_64::*;
 
@@ -76,7 +76,7 @@ unsafe fn quantised<F: Quantised, const R: usize>(job: &Job, super_blocks: usize
     let mut tile = job.tile.as_ptr();
     let (mut values, mut scales) = (job.x.values.as_ptr(), job.x.scales.as_ptr());
     let mut corrections = job.x.corrections.as_ptr();
-    let mut acc = [_mm512_setzero_ps(); R];
+    let mut acc = load::<R>(job, sums);
     for _ in 0..super_blocks {
         let header = tile;
         // SAFETY: the caller vouches for the lengths: each pointer moves by what one block has,
@@ -98,6 +98,20 @@ unsafe fn quantised<F: Quantised, const R: usize>(job: &Job, super_blocks: usize
         }
     }
     store(&acc, sums);
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load<const R: usize>(job: &Job, sums: &Sums) -> [__m512; R] {
+    let mut acc = [_mm512_setzero_ps(); R];
+    if job.start == Start::Zero {
+        return acc;
+    }
+    for (acc, sums) in acc.iter_mut().zip(&sums.0) {
+        // SAFETY: `sums` is 16 f32 on a 64-byte boundary (see `Sums`).
+        *acc = unsafe { _mm512_load_ps(sums.as_ptr()) };
+    }
+    acc
 }
 
 #[inline]
@@ -225,12 +239,11 @@ unsafe fn unpack_codes<F: Quantised>(codes: *const u8) -> [__m512i; WORDS] {
         return [word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7)];
     }
     let fifteen = _mm512_set1_epi8(15);
-    let mut words = [_mm512_setzero_si512(); WORDS];
-    for i in 0..WORDS / 2 {
-        let nibbles = word(i);
-        words[i] = _mm512_and_si512(nibbles, fifteen);
-        words[i + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(nibbles), fifteen);
-    }
+    let nibbles: [__m512i; WORDS] = std::array::from_fn(|g| {
+        let packed = word(g % 4);
+        if g < 4 { packed } else { _mm512_srli_epi16::<4>(packed) }
+    });
+    let mut words = nibbles.map(|nibbles| _mm512_and_si512(nibbles, fifteen));
     match kind {
         Codes::Bits5 => {
             let sixteen = _mm512_set1_epi8(16);
@@ -239,9 +252,9 @@ unsafe fn unpack_codes<F: Quantised>(codes: *const u8) -> [__m512i; WORDS] {
             for (g, word) in words.iter_mut().enumerate() {
                 // SAFETY: as above.
                 let mask = unsafe { masks.add(g).read_unaligned() };
-                // The fifth bit of the word is zero, so a sum sets it; unlike a masked OR it is one
-                // instruction.
-                *word = _mm512_mask_add_epi8(*word, mask, *word, sixteen);
+                // nibbles & fifteen | fifth, in one instruction.
+                let fifth = _mm512_maskz_mov_epi8(mask, sixteen);
+                *word = _mm512_ternarylogic_epi32::<0xea>(nibbles[g], fifteen, fifth);
             }
         }
         Codes::Bits6 => {
@@ -303,7 +316,7 @@ fn check_floats(job: &Job, columns: usize) {
 #[target_feature(enable = "avx512f")]
 unsafe fn plain_f32<const R: usize>(job: &Job, columns: usize, sums: &mut Sums) {
     let (w, x) = (job.tile.as_ptr().cast::<f32>(), job.x.floats.as_ptr());
-    let mut acc = Chains::<R>::new();
+    let mut acc = Chains::<R>::load(job, sums);
     for k in (0..columns).step_by(2) {
         let first = k;
         let second = k + 1;
@@ -321,7 +334,7 @@ unsafe fn plain_f32<const R: usize>(job: &Job, columns: usize, sums: &mut Sums) 
 #[target_feature(enable = "avx512f")]
 unsafe fn plain_f16<const R: usize>(job: &Job, columns: usize, sums: &mut Sums) {
     let (w, x) = (job.tile.as_ptr(), job.x.floats.as_ptr());
-    let mut acc = Chains::<R>::new();
+    let mut acc = Chains::<R>::load(job, sums);
     for k in (0..columns).step_by(2) {
         let first = k;
         let second = k + 1;
@@ -340,7 +353,7 @@ unsafe fn plain_f16<const R: usize>(job: &Job, columns: usize, sums: &mut Sums) 
 #[target_feature(enable = "avx512f")]
 unsafe fn plain_bf16<const R: usize>(job: &Job, pairs: usize, sums: &mut Sums) {
     let (w, x) = (job.tile.as_ptr(), job.x.floats.as_ptr());
-    let mut acc = Chains::<R>::new();
+    let mut acc = Chains::<R>::load(job, sums);
     for p in 0..pairs {
         // SAFETY: p is below `pairs`, for which the caller vouches.
         unsafe {
@@ -360,7 +373,7 @@ unsafe fn plain_bf16<const R: usize>(job: &Job, pairs: usize, sums: &mut Sums) {
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn bf16_pairs<const R: usize>(job: &Job, pairs: usize, sums: &mut Sums) {
     let (w, x) = (job.tile.as_ptr(), job.x.pairs.as_ptr());
-    let mut acc = Chains::<R>::new();
+    let mut acc = Chains::<R>::load(job, sums);
     for p in (0..pairs).step_by(2) {
         for (i, acc) in acc.0.iter_mut().enumerate() {
             // SAFETY: pairs are even and the caller vouches for their number; the casts only rename
@@ -386,8 +399,8 @@ struct Chains<const R: usize>([[__m512; R]; 2]);
 impl<const R: usize> Chains<R> {
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn new() -> Self {
-        Chains([[_mm512_setzero_ps(); R]; 2])
+    fn load(job: &Job, sums: &Sums) -> Self {
+        Chains([load(job, sums), [_mm512_setzero_ps(); R]])
     }
 
     /// Chain `i` of each row r += w * x\[r\].

@@ -1,8 +1,11 @@
-//! How a weight lies in packed tiles: the one description that packing and the kernels of all
+//! How a weight lies in memory when packed: the one description that packing and the kernels of all
 //! instruction sets share.
 //!
-//! A tile is `TILE_ROWS` rows of the weight, for all of k. It is a list of blocks along k, each
-//! `BLOCK_LEN` values of every row:
+//! A panel is `PANEL_TILES` tiles, a tile `TILE_ROWS` rows. A panel is cut along k into chunks;
+//! its memory goes chunk by chunk, and in a chunk tile by tile: one stretch of memory that is read
+//! once, while the activations of a chunk stay in the first-level cache (where all of k came tile
+//! by tile, k = 4864 reached three quarters of the speed). A tile's part of a chunk is a list of
+//! blocks along k, each `BLOCK_LEN` values of every row:
 //!
 //! ```text
 //! super-block   header (K formats: d and dmin of the 16 rows, f16), then its blocks
@@ -12,11 +15,18 @@
 //!
 //! Codes lie in words of 64 bytes: 4 consecutive k of 16 rows, row-major. That is what one byte dot
 //! product instruction takes beside 4 broadcast activations. Word g holds k = 4g..4g+4.
+//! Plain numbers lie as \[k, 16\], bf16 as \[k / 2, 16, 2\].
 
 use crate::DType;
+use std::ops::Range;
 
 /// Rows of one tile: the f32 lanes of the widest vector.
 pub const TILE_ROWS: usize = 16;
+/// Tiles of one panel; the last panel of a weight may have fewer.
+pub const PANEL_TILES: usize = 4;
+/// Columns of a chunk, the last one excepted: a multiple of every format's block. The activations
+/// of 8 rows and 1024 columns are 10 KiB.
+const CHUNK_COLUMNS: usize = 1024;
 /// Values along k that share one scale of the activations.
 pub const BLOCK_LEN: usize = 32;
 /// Code words of a block.
@@ -139,13 +149,12 @@ pub const fn format_of(dtype: DType) -> Option<Format> {
     }
 }
 
-/// Columns that a tile of plain numbers has: kernels take four at a time.
+/// Columns that a tile of plain numbers has, zeros after the end: kernels take four at a time.
 pub fn padded_len(in_features: usize) -> Option<usize> {
     in_features.checked_next_multiple_of(4)
 }
 
-/// Bytes of one tile. Plain numbers lie as [k, 16], bf16 as [k / 2, 16, 2], with zeros after the
-/// end of k (see `padded_len`).
+/// Bytes of one tile with this many columns, or of its first columns up to a whole block.
 pub fn tile_bytes(dtype: DType, in_features: usize) -> Option<usize> {
     match dtype {
         DType::F32 => padded_len(in_features)?.checked_mul(4 * TILE_ROWS),
@@ -156,4 +165,10 @@ pub fn tile_bytes(dtype: DType, in_features: usize) -> Option<usize> {
             super_blocks.checked_mul(format.super_block_bytes())
         }
     }
+}
+
+/// The columns 0..in_features in chunks.
+pub fn chunks(in_features: usize) -> impl Iterator<Item = Range<usize>> {
+    let starts = (0..in_features).step_by(CHUNK_COLUMNS);
+    starts.map(move |start| start..in_features.min(start + CHUNK_COLUMNS))
 }

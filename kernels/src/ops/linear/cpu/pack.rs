@@ -1,20 +1,33 @@
 //! Checkpoint bytes -> packed tiles.
 
 use super::format::{
-    BLOCK_LEN, Codes, Format, NIBBLE_BYTES, SCALE_BYTES, TILE_ROWS, WORD_BYTES, WORDS, format_of,
-    tile_bytes,
+    BLOCK_LEN, Codes, Format, NIBBLE_BYTES, PANEL_TILES, SCALE_BYTES, TILE_ROWS, WORD_BYTES, WORDS,
+    chunks, format_of, tile_bytes,
 };
 use crate::device::arena::ArenaBytes;
 use crate::device::cpu::CpuDevice;
 use crate::device::memory::SharedMut;
 use crate::ops::dequantize::reference::k_scale_min;
 use crate::{DType, KernelError};
+use std::ops::Range;
 
-/// A weight as tiles of 16 rows, see `format`. Rows past the last are zero.
+/// A weight in panels, see `format`. Rows past the last are zero.
 #[derive(Debug)]
 pub struct Packed {
     bytes: ArenaBytes,
     tile_bytes: usize,
+    num_tiles: usize,
+    chunks: Vec<Chunk>,
+}
+
+/// Columns that lie together.
+#[derive(Debug)]
+pub struct Chunk {
+    pub columns: Range<usize>,
+    /// Bytes of a tile before these columns.
+    start: usize,
+    /// Bytes of a tile in these columns.
+    bytes: usize,
 }
 
 impl Packed {
@@ -34,29 +47,75 @@ impl Packed {
         let no_memory = KernelError::OutOfMemory { what: "packed weight", bytes: packed_bytes };
         let mut packed = device.arena.try_zeroed(packed_bytes).ok_or(no_memory)?;
         let row_bytes = bytes.len() / out_features;
-        let tiles = SharedMut::new(&mut packed[..]);
-        device.pool.run_ranges(num_tiles, 1, &|range| {
-            for tile in range {
-                let source = &bytes[tile * TILE_ROWS * row_bytes..];
-                let rows: Vec<&[u8]> = source.chunks_exact(row_bytes).take(TILE_ROWS).collect();
-                // SAFETY: each tile is in one range alone, and `packed` outlives the region.
-                let tile = unsafe { tiles.slice(tile * tile_bytes, tile_bytes) };
-                pack_tile(dtype, &rows, tile);
+        let shared = SharedMut::new(&mut packed[..]);
+        device.pool.run_ranges(num_tiles.div_ceil(PANEL_TILES), 1, &|range| {
+            for i in range {
+                let tiles = panel_tiles(i, num_tiles);
+                let start = tiles.start * TILE_ROWS * row_bytes;
+                let end = bytes.len().min(tiles.end * TILE_ROWS * row_bytes);
+                let (at, len) = (tiles.start * tile_bytes, tiles.len() * tile_bytes);
+                // SAFETY: each panel is in one range alone, and `packed` outlives the region.
+                let panel = unsafe { shared.slice(at, len) };
+                pack_panel(dtype, in_features, &bytes[start..end], panel);
             }
         });
-        Ok(Packed { bytes: packed, tile_bytes })
+        Ok(Packed { bytes: packed, tile_bytes, num_tiles, chunks: chunks_of(dtype, in_features) })
     }
 
-    pub fn tile_bytes(&self) -> usize {
-        self.tile_bytes
+    pub fn num_bytes(&self) -> usize {
+        self.bytes.len()
     }
 
-    pub fn num_tiles(&self) -> usize {
-        self.bytes.len() / self.tile_bytes
+    pub fn num_panels(&self) -> usize {
+        self.num_tiles.div_ceil(PANEL_TILES)
     }
 
-    pub fn tile(&self, i: usize) -> &[u8] {
-        &self.bytes[i * self.tile_bytes..(i + 1) * self.tile_bytes]
+    /// The tiles of panel `i`.
+    pub fn tiles(&self, i: usize) -> Range<usize> {
+        panel_tiles(i, self.num_tiles)
+    }
+
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    /// Columns `chunk` of tile `i` of the panel with tiles `panel`.
+    pub fn part(&self, panel: &Range<usize>, i: usize, chunk: &Chunk) -> &[u8] {
+        let panel_start = panel.start * self.tile_bytes;
+        let chunk_start = panel_start + panel.len() * chunk.start;
+        let start = chunk_start + (i - panel.start) * chunk.bytes;
+        &self.bytes[start..start + chunk.bytes]
+    }
+}
+
+fn chunks_of(dtype: DType, in_features: usize) -> Vec<Chunk> {
+    let bytes = |k: usize| tile_bytes(dtype, k).expect("a part of the tile");
+    let chunk = |columns: Range<usize>| {
+        let start = bytes(columns.start);
+        Chunk { start, bytes: bytes(columns.end) - start, columns }
+    };
+    chunks(in_features).map(chunk).collect()
+}
+
+fn panel_tiles(i: usize, num_tiles: usize) -> Range<usize> {
+    i * PANEL_TILES..num_tiles.min((i + 1) * PANEL_TILES)
+}
+
+/// Packs rows of the checkpoint, row-major in `bytes`, into the panel that they fill, which is
+/// zero.
+fn pack_panel(dtype: DType, in_features: usize, bytes: &[u8], panel: &mut [u8]) {
+    let row_bytes = |k: usize| dtype.row_bytes(k).expect("whole blocks");
+    let rows: Vec<&[u8]> = bytes.chunks_exact(row_bytes(in_features)).collect();
+    let mut panel = panel;
+    for columns in chunks(in_features) {
+        let source = row_bytes(columns.start)..row_bytes(columns.end);
+        for rows in rows.chunks(TILE_ROWS) {
+            let rows: Vec<&[u8]> = rows.iter().map(|row| &row[source.clone()]).collect();
+            let tile_bytes = tile_bytes(dtype, columns.len()).expect("a part of the tile");
+            let (tile, rest) = panel.split_at_mut(tile_bytes);
+            pack_tile(dtype, &rows, tile);
+            panel = rest;
+        }
     }
 }
 

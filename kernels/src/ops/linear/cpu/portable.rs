@@ -45,7 +45,7 @@ fn plain<const BYTES: usize, const N: usize>(
     widen: impl Fn(&[u8]) -> [f32; N],
 ) {
     let rows = job.x.rows;
-    sums.clear();
+    sums.start(job);
     let columns = job.tile.chunks_exact(BYTES * TILE_ROWS);
     for (column, x) in columns.zip(job.x.floats.chunks_exact(rows * N)) {
         let mut w = [[0f32; TILE_ROWS]; N];
@@ -76,7 +76,7 @@ struct Block {
 fn quantised<F: Quantised>(job: &Job, sums: &mut Sums) {
     let format = const { F::FORMAT };
     let (rows, x) = (job.x.rows, &job.x);
-    sums.clear();
+    sums.start(job);
     let mut at = 0;
     for super_block in job.tile.chunks_exact(format.super_block_bytes()) {
         let (header, blocks) = super_block.split_at(format.header_bytes);
