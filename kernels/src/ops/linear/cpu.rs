@@ -71,7 +71,7 @@ struct Part<'a> {
 
 thread_local! {
     /// Each thread that computes models keeps its own buffers.
-    static ACTIVATIONS: RefCell<Activations> = RefCell::new(Activations::new());
+    static ACTIVATIONS: RefCell<Activations> = RefCell::default();
 }
 
 pub fn linear_many(

@@ -4,9 +4,10 @@ use crate::ops::dequantize;
 use crate::ops::testing::{assert_same_bits, cpu_backends, tensor, values};
 use half::{bf16, f16};
 
-/// out_features, in_features; in_features is rounded up to whole blocks of the dtype.
+/// out_features, in_features; in_features is rounded up to whole blocks of the dtype. The largest
+/// has two panels and three chunks.
 const SHAPES: [[usize; 2]; 8] =
-    [[1, 1], [3, 33], [16, 64], [17, 7], [40, 256], [100, 896], [33, 160], [5, 4864]];
+    [[1, 1], [3, 33], [16, 64], [17, 7], [40, 256], [100, 896], [33, 160], [70, 2306]];
 const NUM_TOKENS: [usize; 6] = [1, 2, 3, 7, 16, 33];
 const NUM_TOKENS_MAX: usize = 33;
 /// What f32 sums in the kernels' order may differ from exact ones, relative to the sum of |w x|.

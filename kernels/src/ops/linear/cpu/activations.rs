@@ -36,7 +36,7 @@ pub struct Activations {
     values: AlignedVec<i8>,
     /// [block, row] for each group.
     scales: AlignedVec<f32>,
-    /// [block, row, `Correction::len`] for each group, by `Correction`. Those of `Minimum` are the
+    /// [block, row, `Correction::count`] for each group, by `Correction`. Those of `Minimum` are the
     /// bits of f32.
     corrections: [AlignedVec<i32>; Correction::COUNT],
     /// [padded k / 2, row] for each group.
@@ -57,8 +57,8 @@ pub struct Group<'a> {
     pub floats: &'a [f32],
 }
 
-impl Activations {
-    pub fn new() -> Self {
+impl Default for Activations {
+    fn default() -> Self {
         Self {
             rows: 0,
             in_features: 0,
@@ -69,7 +69,9 @@ impl Activations {
             floats: AlignedVec::zeroed(0),
         }
     }
+}
 
+impl Activations {
     /// Brings `x` [rows, in_features] into every form that `inputs` name.
     pub fn prepare(&mut self, device: &CpuDevice, x: &Tensor, inputs: &[Input]) {
         (self.rows, self.in_features) = (x.rows(), x.row_len());
@@ -110,7 +112,7 @@ impl Activations {
         let blocks = self.in_features / BLOCK_LEN;
         match input {
             Input::Int8(correction) => {
-                let n = correction.len();
+                let n = correction.count();
                 group.values = &self.values[part(self.in_features, start, end)];
                 let (start, end) = (start / BLOCK_LEN, end / BLOCK_LEN);
                 group.scales = &self.scales[part(blocks, start, end)];
@@ -137,7 +139,7 @@ impl Activations {
         for (i, corrections) in self.corrections.iter_mut().enumerate() {
             let is_this = |input: &&Input| matches!(input, Input::Int8(c) if *c as usize == i);
             if let Some(&Input::Int8(correction)) = inputs.iter().find(is_this) {
-                grow(corrections, self.rows * blocks * correction.len());
+                grow(corrections, self.rows * blocks * correction.count());
                 wanted.push((correction, SharedMut::new(corrections)));
             }
         }
@@ -155,7 +157,7 @@ impl Activations {
             let out = Rounded { values, scales, sums: &mut sums };
             round(&x.f32()[first_row * x.row_len()..][..rows * x.row_len()], rows, out);
             for (correction, out) in &wanted {
-                let n = correction.len();
+                let n = correction.count();
                 // SAFETY: as above.
                 let out = unsafe { out.slice(first_row * blocks * n, len * n) };
                 correct(*correction, &sums, scales, out);

@@ -37,7 +37,7 @@ fn quantised_kernel<F: Quantised>(job: &Job, sums: &mut Sums) {
     let blocks = super_blocks * format.blocks * job.x.rows;
     assert_eq!(job.x.values.len(), blocks * BLOCK_LEN, "activations and tile differ in k");
     assert_eq!(job.x.scales.len(), blocks, "one scale a block");
-    assert_eq!(job.x.corrections.len(), blocks * format.correction.len(), "corrections");
+    assert_eq!(job.x.corrections.len(), blocks * format.correction.count(), "corrections");
     sums.start(job);
     for half in 0..2 {
         // SAFETY: `linear_many` asserted that the machine has the instructions; the lengths were
@@ -73,7 +73,7 @@ unsafe fn quantised<F: Quantised>(job: &Job, half: usize, super_blocks: usize, s
                 let block = unpack::<F>(header, tile, half);
                 for sums in &mut sums.0[..rows] {
                     let values = job.x.values.as_ptr().add(at * BLOCK_LEN);
-                    let correction = job.x.corrections.as_ptr().add(at * format.correction.len());
+                    let correction = job.x.corrections.as_ptr().add(at * format.correction.count());
                     let scale = *job.x.scales.as_ptr().add(at);
                     let sum = sums.as_mut_ptr().add(half * LANES);
                     let acc = _mm256_loadu_ps(sum);

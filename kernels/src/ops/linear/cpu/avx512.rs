@@ -53,7 +53,7 @@ fn quantised_kernel<F: Quantised>(job: &Job, sums: &mut Sums) {
     let blocks = super_blocks * format.blocks * job.x.rows;
     assert_eq!(job.x.values.len(), blocks * BLOCK_LEN, "activations and tile differ in k");
     assert_eq!(job.x.scales.len(), blocks, "one scale a block");
-    assert_eq!(job.x.corrections.len(), blocks * format.correction.len(), "corrections");
+    assert_eq!(job.x.corrections.len(), blocks * format.correction.count(), "corrections");
     // SAFETY: `linear_many` asserted that the machine has the instructions; the lengths were
     // checked above.
     unsafe { with_rows!(job.x.rows, quantised<F>(job, super_blocks, sums)) }
@@ -86,14 +86,14 @@ unsafe fn quantised<F: Quantised, const R: usize>(job: &Job, super_blocks: usize
             for _ in 0..format.blocks {
                 let block = unpack::<F>(header, tile);
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    let correction = corrections.add(r * format.correction.len());
+                    let correction = corrections.add(r * format.correction.count());
                     let values = values.add(r * BLOCK_LEN);
                     *acc = accumulate::<F>(*acc, &block, values, *scales.add(r), correction);
                 }
                 tile = tile.add(format.block_bytes());
                 values = values.add(R * BLOCK_LEN);
                 scales = scales.add(R);
-                corrections = corrections.add(R * format.correction.len());
+                corrections = corrections.add(R * format.correction.count());
             }
         }
     }

@@ -71,7 +71,7 @@ impl Correction {
     pub const COUNT: usize = 5;
 
     /// Numbers that one row of activations has of this correction for one block.
-    pub const fn len(self) -> usize {
+    pub const fn count(self) -> usize {
         match self {
             Correction::HalvesOffset32 => 2,
             _ => 1,

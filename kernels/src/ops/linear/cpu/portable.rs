@@ -85,7 +85,7 @@ fn quantised<F: Quantised>(job: &Job, sums: &mut Sums) {
             for row in 0..rows {
                 let i = at * rows + row;
                 let values = &x.values[i * BLOCK_LEN..(i + 1) * BLOCK_LEN];
-                let n = format.correction.len();
+                let n = format.correction.count();
                 let correction = &x.corrections[i * n..(i + 1) * n];
                 accumulate(&format, &block, values, x.scales[i], correction, &mut sums.0[row]);
             }
