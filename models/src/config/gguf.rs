@@ -1,5 +1,8 @@
 //! GGUF metadata -> `ModelConfig` and the tokenizer's tables.
 
+#[cfg(test)]
+mod tests;
+
 use super::{Architecture, ModelConfig, RopeConfig, YarnConfig, yarn_magnitude};
 use crate::weights::gguf::GgufFile;
 use crate::{GgufTokenizer, LoadError, TokenId};

@@ -1,5 +1,8 @@
 //! config.json and generation_config.json, in the spellings of transformers 4 and 5.
 
+#[cfg(test)]
+mod tests;
+
 use super::{
     Architecture, GenerationDefaults, ModelConfig, RopeConfig, YarnConfig, yarn_magnitude,
 };

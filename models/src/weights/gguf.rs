@@ -5,6 +5,11 @@
 //! size.
 //! Source: the GGUF specification of the ggml project.
 
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
 use super::{StoredTensor, Weights, mmap};
 use crate::LoadError;
 use bytes::Bytes;

@@ -84,3 +84,55 @@ impl<'a> Loader<'a> {
         self.weights.take(name, shape)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::testing::tiny_config;
+    use std::path::Path;
+
+    fn weights(names: &[&str]) -> Weights {
+        let mut weights = Weights::default();
+        for name in names {
+            let bytes = bytes::Bytes::from(vec![0x80, 0x3f, 0x00, 0xc0]);
+            let tensor = StoredTensor { dtype: kernels::DType::BF16, shape: vec![2], bytes };
+            weights.insert(name, tensor, Path::new("x")).unwrap();
+        }
+        weights
+    }
+
+    #[test]
+    fn vectors_are_widened_and_shared_out() {
+        let (config, weights) = (tiny_config(), weights(&["a"]));
+        let spec = ShardSpec { rank: 1, world_size: 2 };
+        let mut loader = Loader::new(&Backend::Reference, &config, &weights, spec).unwrap();
+        let whole = loader.vector("a", 2, Split::Whole).unwrap();
+        assert_eq!(whole.f32(), [1.0, -2.0]);
+        assert_eq!(loader.vector("a", 2, Split::OutFeatures).unwrap().f32(), [-2.0]);
+        assert!(loader.vector("a", 3, Split::Whole).is_err());
+    }
+
+    #[test]
+    fn tensors_of_a_layer_that_were_left_out_are_refused() {
+        let (config, taken) = (tiny_config(), "model.layers.1.mlp.up_proj.weight");
+        let check = |other: &str| {
+            let weights = weights(&[taken, other]);
+            let spec = ShardSpec::SOLO;
+            let mut loader = Loader::new(&Backend::Reference, &config, &weights, spec).unwrap();
+            loader.vector(taken, 2, Split::Whole).unwrap();
+            loader.finish()
+        };
+        for other in ["model.layers.0.self_attn.o_proj.bias", "rope_freqs.weight", "lm_head.bias"] {
+            let error = check(other).unwrap_err().to_string();
+            assert!(error.contains(other), "{error}");
+        }
+        for other in [
+            "model.layers.2.self_attn.o_proj.bias",
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+            "model.visual.merger.weight",
+            "lm_head.weight",
+        ] {
+            check(other).unwrap();
+        }
+    }
+}

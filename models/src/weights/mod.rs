@@ -6,6 +6,8 @@ pub mod gguf;
 pub mod shard;
 pub mod loader;
 pub mod mmap;
+#[cfg(test)]
+mod tests;
 
 use crate::config::{self, GenerationDefaults, ModelConfig};
 use crate::{ChatTemplateSource, LoadError, TokenId, TokenizerSource};
@@ -55,6 +57,7 @@ impl Checkpoint {
         let mut config = config::huggingface::parse_config(&config_path, &config_json)?;
         let eos = config::huggingface::eos_token_ids(&generation_path, &generation_json)?;
         config.eos_token_ids = union(eos, &config.eos_token_ids);
+        config.check(&generation_path)?;
         let generation = config::huggingface::parse_generation(&generation_path, &generation_json)?;
         let tokenizer_config = read_json_if_there(&folder.join("tokenizer_config.json"))?;
         let chat_template = find_template(folder, tokenizer_config.as_ref())?;

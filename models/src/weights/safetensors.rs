@@ -4,6 +4,9 @@
 //! The header is parsed here rather than by the `safetensors` crate: that one adds up header sizes
 //! without a check, so sizes near 2^64 get past it, and it lets the last of two equal names win.
 
+#[cfg(test)]
+mod tests;
+
 use super::{StoredTensor, Weights, mmap, read_json};
 use crate::LoadError;
 use bytes::Bytes;

@@ -4,6 +4,9 @@
 //! their weights, the last one by columns, so that one sum over ranks ends each half of a layer.
 //! Embedding, norms and the head are on every rank.
 
+#[cfg(test)]
+mod tests;
+
 use super::StoredTensor;
 use crate::{LoadError, ModelConfig};
 use bytes::{Bytes, BytesMut};
