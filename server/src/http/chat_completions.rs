@@ -99,17 +99,17 @@ pub struct ChatRequest {
 impl ChatRequest {
     /// Errors: the first field that is wrong, missing or not supported.
     pub fn into_request(
-        mut fields: Fields,
+        fields: &mut Fields,
         model: &ServedModel,
         config: &HttpConfig,
     ) -> Result<ChatRequest, RequestError> {
-        check_chat(&fields)?;
-        let common = Common::read(&mut fields, model, config)?;
+        check_chat(fields)?;
+        let common = Common::read(fields, model, config)?;
         let messages = read_messages(fields.take(&MESSAGES), config)?;
-        let chat = read_template_fields(&mut fields, messages)?;
+        let chat = read_template_fields(fields, messages)?;
         let max_tokens = fields.count(&MAX_TOKENS)?;
         let max_completion_tokens = fields.count(&MAX_COMPLETION_TOKENS)?;
-        let logprobs = read_logprobs(&mut fields)?;
+        let logprobs = read_logprobs(fields)?;
         Ok(ChatRequest {
             common,
             chat,
@@ -130,9 +130,9 @@ pub async fn chat_completions(
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let serving = context.serving()?;
-    let (fields, reservation) = read_fields(&context, request).await?;
+    let (mut fields, reservation) = read_fields(&context, request).await?;
     let ChatRequest { common, chat, max_tokens, max_tokens_field, logprobs } =
-        ChatRequest::into_request(fields, &serving.model, &context.config)?;
+        ChatRequest::into_request(&mut fields, &serving.model, &context.config)?;
     let estimate = estimate_tokens(chat.text_bytes()).min(serving.model.max_model_len);
     let admission = admit(&context, &serving.engine, common.n, estimate * common.n)?;
     let encoded = serving.text.encode_chat(chat).await;

@@ -44,7 +44,7 @@ pub const LOGPROBS: Field = Field {
 pub const ECHO: Field = Field {
     name: "echo",
     kind: Kind::Boolean,
-    doc: "Begin the answer with the prompt, with its logprobs if those are asked for. Default false.",
+    doc: "Begin the answer with the prompt, with its logprobs where asked for. Default false.",
 };
 pub const BEST_OF: Field = Field {
     name: "best_of",
@@ -81,12 +81,12 @@ pub struct CompletionRequest {
 impl CompletionRequest {
     /// Errors: the first field that is wrong, missing or not supported.
     pub fn into_request(
-        mut fields: Fields,
+        fields: &mut Fields,
         model: &ServedModel,
         config: &HttpConfig,
     ) -> Result<CompletionRequest, RequestError> {
-        check_completions(&fields)?;
-        let common = Common::read(&mut fields, model, config)?;
+        check_completions(fields)?;
+        let common = Common::read(fields, model, config)?;
         let prompts = read_prompts(fields.take(&PROMPT), model, config)?;
         let num_sequences = prompts.len() * common.n;
         if num_sequences > config.sequences_max {
@@ -129,8 +129,8 @@ pub async fn completions(
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let serving = context.serving()?;
-    let (fields, reservation) = read_fields(&context, request).await?;
-    let request = CompletionRequest::into_request(fields, &serving.model, &context.config)?;
+    let (mut fields, reservation) = read_fields(&context, request).await?;
+    let request = CompletionRequest::into_request(&mut fields, &serving.model, &context.config)?;
     let num_sequences = request.prompts.len() * request.common.n;
     let estimate = request.prompt_tokens_estimate(serving.model.max_model_len);
     let admission = admit(&context, &serving.engine, num_sequences, estimate)?;

@@ -55,20 +55,21 @@ pub enum RequestError {
     #[error("'{field}' is not supported by this server (got {value})")]
     Unsupported { field: String, value: String },
     #[error(
-        "the prompt has {prompt_tokens} tokens, the model's context is {max_model_len} tokens and needs room for at least one more"
+        "the prompt has {prompt_tokens} tokens, the model's context is {max_model_len} tokens \
+         and must have room for at least one more"
     )]
     PromptTooLong { field: &'static str, prompt_tokens: usize, max_model_len: usize },
-    #[error("'{field}' is {max_tokens}, but with the prompt's {prompt_tokens} tokens the model's context of {max_model_len} tokens leaves room for {}", max_model_len.saturating_sub(*prompt_tokens))]
+    #[error(
+        "'{field}' is {max_tokens}, but with the prompt's {prompt_tokens} tokens the model's \
+         context of {max_model_len} tokens leaves room for {}",
+        max_model_len.saturating_sub(*prompt_tokens)
+    )]
     MaxTokensTooLarge {
         field: &'static str,
         max_tokens: usize,
         prompt_tokens: usize,
         max_model_len: usize,
     },
-    #[error(
-        "the prompt has {bytes} bytes, more than the {bytes_max} that {max_model_len} tokens of context can hold"
-    )]
-    PromptTextTooLong { field: &'static str, bytes: usize, bytes_max: usize, max_model_len: usize },
     #[error("the chat template refused the messages: {reason}")]
     Template { reason: String },
     #[error("the model '{name}' does not exist")]
@@ -88,7 +89,8 @@ pub enum RequestError {
     #[error("the content encoding is {found}, expected none")]
     ContentEncoding { found: String },
     #[error(
-        "the request has {headers} headers of {bytes} bytes, at most {headers_max} of {bytes_max} are read"
+        "the request has {headers} headers of {bytes} bytes, at most {headers_max} of {bytes_max} \
+         are read"
     )]
     HeadersTooLarge { headers: usize, bytes: usize, headers_max: usize, bytes_max: usize },
     #[error("no API key was given: send 'Authorization: Bearer KEY'")]
@@ -97,7 +99,7 @@ pub enum RequestError {
     KeyUnknown,
 }
 
-/// Why a request was turned away for load; travels beside the response so that metrics can count it.
+/// Why a request was turned away for load; travels beside the response, for the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RejectionReason(pub &'static str);
 
@@ -209,9 +211,7 @@ impl RequestError {
                 row(S::BAD_REQUEST, INVALID, "invalid_value")
             }
             RequestError::Unsupported { .. } => row(S::BAD_REQUEST, INVALID, "unsupported_field"),
-            RequestError::PromptTooLong { .. }
-            | RequestError::MaxTokensTooLarge { .. }
-            | RequestError::PromptTextTooLong { .. } => {
+            RequestError::PromptTooLong { .. } | RequestError::MaxTokensTooLarge { .. } => {
                 row(S::BAD_REQUEST, INVALID, "context_length_exceeded")
             }
             RequestError::Template { .. } => row(S::BAD_REQUEST, INVALID, "template_error"),
@@ -244,8 +244,7 @@ impl RequestError {
             | RequestError::Invalid { field, .. }
             | RequestError::Unsupported { field, .. } => Some(field),
             RequestError::PromptTooLong { field, .. }
-            | RequestError::MaxTokensTooLarge { field, .. }
-            | RequestError::PromptTextTooLong { field, .. } => Some(field),
+            | RequestError::MaxTokensTooLarge { field, .. } => Some(field),
             RequestError::Template { .. } => Some("messages"),
             RequestError::UnknownModel { .. } => Some("model"),
             _ => None,

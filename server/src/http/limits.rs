@@ -78,9 +78,6 @@ pub const LOGIT_BIAS_MAX: usize = 1024;
 pub const CONTENT_PARTS_MAX: usize = 1024;
 /// Bytes of one name-like field (model, user, cache_salt); beyond it 400.
 pub const NAME_BYTES_MAX: usize = 1024;
-/// No token of a Qwen vocabulary stands for more bytes of text than this: a prompt with more bytes
-/// than the context can hold tokens of that length is refused before it is tokenised.
-pub const TOKEN_BYTES_MAX: usize = 256;
 /// What is read and thrown away of a body that is too long, so that a client that is still sending
 /// it sees the answer.
 pub const DISCARD_BYTES_MAX: usize = 1 << 20;

@@ -22,6 +22,8 @@ pub mod health;
 pub mod metrics_endpoint;
 pub mod openapi;
 pub mod error;
+#[cfg(test)]
+mod tests;
 
 pub use auth::PUBLIC_ROUTES;
 pub use limits::HttpConfig;

@@ -37,12 +37,12 @@ pub const TOP_K: Field = field(
 pub const MIN_P: Field = field(
     "min_p",
     Kind::Number { min: 0.0, max: 1.0 },
-    "Drop tokens below this share of the likeliest one's probability. Default: the model's, else 0.",
+    "Drop tokens below this share of the likeliest one's probability. Default: model's, else 0.",
 );
 pub const REPETITION_PENALTY: Field = field(
     "repetition_penalty",
     Kind::Number { min: 0.01, max: 100.0 },
-    "Divides (or, below 0, multiplies) the logits of tokens in prompt and output. Default: the model's, else 1.",
+    "Divides (below 0: multiplies) logits of tokens seen so far. Default: the model's, else 1.",
 );
 pub const PRESENCE_PENALTY: Field = field(
     "presence_penalty",
@@ -52,7 +52,7 @@ pub const PRESENCE_PENALTY: Field = field(
 pub const FREQUENCY_PENALTY: Field = field(
     "frequency_penalty",
     Kind::Number { min: -2.0, max: 2.0 },
-    "Taken from a token's logit for each time it stands in the output. Default: the model's, else 0.",
+    "Taken from a token's logit for each time it was generated. Default: the model's, else 0.",
 );
 pub const LOGIT_BIAS: Field = field(
     "logit_bias",
@@ -91,7 +91,7 @@ pub const STREAM: Field =
 pub const STREAM_OPTIONS: Field = field(
     "stream_options",
     Kind::Shape(stream_options_schema),
-    "Only with `stream`. include_usage: a last event with the usage; continuous_usage_stats: in every event.",
+    "Only with `stream`. include_usage: usage in a last event; continuous_usage_stats: in all.",
 );
 pub const SKIP_SPECIAL_TOKENS: Field = field(
     "skip_special_tokens",

@@ -14,6 +14,9 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::time::timeout;
 
+/// A comment, which clients skip: it keeps idle connections from being cut on the way.
+const PING: &str = ": ping\n\n";
+
 /// How an endpoint writes its chunks.
 pub trait ChunkFormat: Send + 'static {
     /// The chunks of one output, without usage.
@@ -33,12 +36,14 @@ pub async fn respond<F: ChunkFormat>(
     options: StreamOptions,
     ping_interval: Duration,
 ) -> Result<Response, ApiError> {
-    let first = match timeout(ping_interval, generation.next()).await {
+    let first = timeout(ping_interval, generation.next()).await;
+    let waits = first.is_err();
+    let chunks = match first {
         Ok(Some(output)) => format.chunks(output?),
         Ok(None) | Err(_) => Vec::new(),
     };
     let events = Events { generation, format, options, ping_interval, state: State::Running };
-    let opening = events.encode(first);
+    let opening = if waits { PING.to_owned() } else { events.encode(chunks) };
     let body = stream::unfold((events, Some(opening)), |(mut events, opening)| async move {
         let bytes = match opening {
             Some(opening) if !opening.is_empty() => opening,
@@ -80,7 +85,7 @@ impl<F: ChunkFormat> Events<F> {
                 State::Closed => return None,
             }
             match timeout(self.ping_interval, self.generation.next()).await {
-                Err(_) => return Some(": ping\n\n".into()),
+                Err(_) => return Some(PING.into()),
                 Ok(None) => self.state = State::Closing,
                 Ok(Some(Ok(output))) => {
                     let chunks = self.format.chunks(output);
