@@ -70,6 +70,8 @@ impl Metrics {
         let rejected = counter("requests_rejected", "Requests turned away for load, by reason");
         let finished =
             counter("request_success", "Sequences that ended, by why (abort: the client left)");
+        begin_at_zero(&finished, "finished_reason", &["stop", "length", "abort", "error"]);
+        begin_at_zero(&rejected, "reason", &["queue_full", "too_many_tokens_waiting"]);
         let mut histogram = |name: &str, unit: Option<Unit>, help: &str, bounds: &[f64]| {
             let histogram = Histogram::new(bounds.iter().copied());
             match unit {
@@ -237,6 +239,13 @@ impl Drop for SequenceTimer {
                 metrics.decode.observe((last - first).as_secs_f64());
             }
         }
+    }
+}
+
+/// A series that begins at 0 shows its first event as a rise; one that begins at 1 does not.
+fn begin_at_zero(family: &LabelledCounter, label: &'static str, values: &[&str]) {
+    for value in values {
+        drop(family.get_or_create(&vec![(label, (*value).to_owned())]));
     }
 }
 
