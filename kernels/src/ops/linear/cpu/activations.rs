@@ -36,8 +36,8 @@ pub struct Activations {
     values: AlignedVec<i8>,
     /// [block, row] for each group.
     scales: AlignedVec<f32>,
-    /// [block, row, `Correction::count`] for each group, by `Correction`. Those of `Minimum` are the
-    /// bits of f32.
+    /// [block, row, `Correction::count`] for each group, by `Correction`. Those of `Minimum` are
+    /// the bits of f32.
     corrections: [AlignedVec<i32>; Correction::COUNT],
     /// [padded k / 2, row] for each group.
     pairs: AlignedVec<u32>,
