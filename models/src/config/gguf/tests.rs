@@ -11,7 +11,7 @@ fn parse(builder: Builder) -> Result<ModelConfig, LoadError> {
 }
 
 fn check_refused(builder: Builder, words: &str) {
-    let error = parse(builder).err().expect(words).to_string();
+    let error = parse(builder).expect_err(words).to_string();
     assert!(error.contains(words), "{error:?} does not say {words:?}");
 }
 

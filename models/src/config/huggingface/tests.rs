@@ -28,7 +28,7 @@ fn parse(json: &Value) -> Result<ModelConfig, LoadError> {
 }
 
 fn check_refused(changes: Value, words: &str) {
-    let error = parse(&with(changes)).err().expect(words).to_string();
+    let error = parse(&with(changes)).expect_err(words).to_string();
     assert!(error.contains(words), "{error:?} does not say {words:?}");
 }
 

@@ -1,12 +1,14 @@
 //! Builds GGUF files for tests, honest ones and others.
 
+/// Name, dimensions fastest first, ggml type, offset, bytes.
+pub type Tensor = (String, Vec<u64>, u32, u64, Vec<u8>);
+
 /// Metadata and tensors as they will be written; every field may be made to lie.
 #[derive(Clone)]
 pub struct Builder {
     pub version: u32,
     pub metadata: Vec<(String, u32, Vec<u8>)>,
-    /// Name, dimensions fastest first, ggml type, offset, bytes.
-    pub tensors: Vec<(String, Vec<u64>, u32, u64, Vec<u8>)>,
+    pub tensors: Vec<Tensor>,
     pub alignment: usize,
 }
 

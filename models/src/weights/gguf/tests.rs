@@ -56,7 +56,8 @@ fn other_number_formats_are_refused_by_name() {
 
 #[test]
 fn tensors_that_lie_are_refused() {
-    let lies: [(fn(&mut Builder), &str); 10] = [
+    type Lie = fn(&mut Builder);
+    let lies: [(Lie, &str); 10] = [
         (|b| b.tensors[1].0 = "token_embd.weight".into(), "there twice"),
         (|b| b.tensors[1].3 = 0, "share the bytes"),
         (|b| b.tensors[1].3 = 256, "share the bytes"),

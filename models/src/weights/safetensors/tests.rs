@@ -98,7 +98,7 @@ fn index_joins_shards_and_stays_in_its_folder() {
         (r#"{"weight_map":{"a":"3.safetensors"}}"#, "cannot read"),
     ];
     for (index, words) in refused {
-        let error = open(shards(index).path()).err().expect(words).to_string();
+        let error = open(shards(index).path()).expect_err(words).to_string();
         assert!(error.contains(words), "{error:?} does not say {words:?}");
     }
 }
