@@ -10,8 +10,11 @@ use std::sync::LazyLock;
 use models::weights::Checkpoint;
 use models::{ChatTemplateSource, TokenId, TokenizerSource};
 use serde_json::Value;
+use server::text::chunks::chunks;
+use server::text::tokenizer::Tokenizer;
 use server::text::{ChatPrompt, SpecialTokens, TextConfig, TextStage};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 /// Rows of the embedding of every Qwen3 up to 32B.
 const EMBEDDING_ROWS: usize = 151_936;
@@ -24,6 +27,13 @@ fn stage(template: &str) -> TextStage {
 }
 
 fn stage_with_template(template: &str) -> TextStage {
+    let (_folder, source) = qwen3_source();
+    let template = ChatTemplateSource { template: template.to_owned() };
+    TextStage::new(&source, Some(&template), EMBEDDING_ROWS, TextConfig::default()).unwrap()
+}
+
+/// The published tokenizer, unpacked in a folder that goes when the first part is dropped.
+fn qwen3_source() -> (TempDir, TokenizerSource) {
     let dir = tests::data_dir().join("text");
     let mut json = Vec::new();
     let packed = fs::File::open(dir.join("qwen3-tokenizer.json.xz")).unwrap();
@@ -33,9 +43,7 @@ fn stage_with_template(template: &str) -> TextStage {
     fs::write(&tokenizer_json, json).unwrap();
     let config = fs::read_to_string(dir.join("qwen3-tokenizer_config.json")).unwrap();
     let tokenizer_config = Some(serde_json::from_str(&config).unwrap());
-    let source = TokenizerSource::HuggingFace { tokenizer_json, tokenizer_config };
-    let template = ChatTemplateSource { template: template.to_owned() };
-    TextStage::new(&source, Some(&template), EMBEDDING_ROWS, TextConfig::default()).unwrap()
+    (unpacked, TokenizerSource::HuggingFace { tokenizer_json, tokenizer_config })
 }
 
 /// The whole reference file if it is there, else the part in this repository.
@@ -298,4 +306,26 @@ fn prompts_of_the_model_references_get_their_ids() {
             assert_eq!(encoded.token_ids, ids(&case["ids"]), "{model}");
         }
     }
+}
+
+/// Long texts are encoded in pieces. Whatever the place from which a cut is looked for, the pieces
+/// give the ids of the whole.
+#[test]
+fn cutting_text_into_pieces_keeps_the_reference_ids() {
+    let (_folder, source) = qwen3_source();
+    let tokenizer = Tokenizer::load(&source).unwrap();
+    let mut num_cuts = 0;
+    for file in ["languages.jsonl", "nasty.jsonl"] {
+        for case in lines(&golden("tokenizer", "text", file)) {
+            let Some(text) = case["text"].as_str() else { continue };
+            for bytes_min in [1, 7, 64] {
+                let pieces: Vec<_> = chunks(text, bytes_min).collect();
+                assert_eq!(pieces.concat(), text);
+                let encoded = pieces.iter().flat_map(|piece| tokenizer.encode(piece).unwrap());
+                assert_eq!(encoded.collect::<Vec<_>>(), ids(&case["ids"]), "{}", case["id"]);
+                num_cuts += pieces.len();
+            }
+        }
+    }
+    assert!(num_cuts > 10_000, "{num_cuts}");
 }

@@ -1,5 +1,5 @@
-//! Qwen2 and Qwen2.5, dense: pre-norm decoder with biases on q, k and v, grouped-query attention and
-//! a gated MLP.
+//! Qwen2 and Qwen2.5, dense: pre-norm decoder with biases on q, k and v, grouped-query attention
+//! and a gated MLP.
 
 use crate::layers::attention::Projections;
 use crate::layers::embedding::{Head, load_embedding};

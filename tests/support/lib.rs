@@ -1,8 +1,11 @@
-//! What several test files share: where the reference data lies, and a runner without a model.
+//! What several test files share: where the reference data lies, how to run a model, and a runner
+//! without one.
 
+pub mod golden;
+pub mod session;
 pub mod fake_runner;
-
 pub mod http;
+pub mod observed;
 pub mod random;
 pub mod random_plans;
 pub mod serving;

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// Ids that the tokenizer of the tiny checkpoints knows; the embedding has more rows.
 pub const TINY_VOCAB: usize = 1100;
-/// Positions that the tests load models for.
-pub const MODEL_LEN_MAX: usize = 512;
+/// Positions that the tests load models for; the smallest tiny model has no more.
+pub const MODEL_LEN_MAX: usize = 256;
 
 /// A tiny checkpoint such as "models/qwen2-tied" or "gguf/tiny-qwen3-q4_k.gguf": this repository's
 /// copy, else the one beside it. Only the copies are certain to exist.
@@ -115,7 +115,7 @@ pub fn random_requests(random: &mut Random, count: usize, prompt_len_max: usize)
 fn random_sampling(random: &mut Random) -> SamplingParams {
     let is_greedy = random.below(3) == 0;
     SamplingParams {
-        max_new_tokens: 4 + random.below(12),
+        max_new_tokens: 4 + random.below(30),
         min_tokens: random.pick(&[0, 3]),
         temperature: if is_greedy { 0.0 } else { random.pick(&[0.7, 1.0, 2.0]) },
         top_k: random.pick(&[0, 20, 300]),
@@ -126,8 +126,8 @@ fn random_sampling(random: &mut Random) -> SamplingParams {
         frequency_penalty: random.pick(&[0.0, 0.25]),
         logit_bias: vec![(TokenId(random.below(TINY_VOCAB) as u32), 3.0)],
         seed: random.next(),
-        // One in ten tokens ends the sequence, so that ends are spread over the steps.
-        eos_token_ids: (0..TINY_VOCAB as u32 / 10).map(|i| TokenId(i * 10)).collect(),
+        // One in fifty tokens ends the sequence, so that ends are spread over the steps.
+        eos_token_ids: (0..TINY_VOCAB as u32 / 50).map(|i| TokenId(i * 50)).collect(),
         stop_token_ids: vec![TokenId(7)],
         logprobs: random.pick(&[None, Some(0), Some(5)]),
         prompt_logprobs: random.pick(&[None, None, None, Some(2)]),

@@ -112,6 +112,11 @@ impl Weights {
         self.tensors.keys().chain(self.refused.keys()).map(String::as_str)
     }
 
+    /// A tensor of any shape, if it is there in a supported number format.
+    pub fn get(&self, name: &str) -> Option<&StoredTensor> {
+        self.tensors.get(name)
+    }
+
     /// A view of the tensor's bytes.
     ///
     /// Errors: `MissingTensor`; `TensorShape` unless it has `shape`; `Unsupported` number format.

@@ -71,3 +71,50 @@ fn append_whole_characters(text: &mut String, bytes: &[u8]) -> usize {
         text.push(char::REPLACEMENT_CHARACTER);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{IM_END, THINK, stage};
+    use super::*;
+
+    #[track_caller]
+    fn check(bytes: &[u8], pieces: &[Option<&str>], tail: Option<&str>) {
+        let mut decoder = stage("").decoder(SpecialTokens::Keep);
+        let got: Vec<_> = bytes.iter().map(|&byte| decoder.push(TokenId(byte.into()))).collect();
+        assert_eq!(got.iter().map(Option::as_deref).collect::<Vec<_>>(), pieces);
+        assert_eq!(decoder.finish().as_deref(), tail);
+        assert_eq!(decoder.finish(), None);
+    }
+
+    #[test]
+    fn characters_are_held_back_until_they_are_whole() {
+        check("é😀".as_bytes(), &[None, Some("é"), None, None, None, Some("😀")], None);
+    }
+
+    #[test]
+    fn broken_bytes_are_replaced_as_soon_as_they_are_known_to_be_broken() {
+        check(b"\xff\xc3a", &[Some("\u{fffd}"), None, Some("\u{fffd}a")], None);
+        check(b"\xf0\x9f", &[None, None], Some("\u{fffd}"));
+        check(b"\xed\xa0", &[None, Some("\u{fffd}\u{fffd}")], None);
+        check(b"\xe4\xbd\xe4", &[None, None, Some("\u{fffd}")], Some("\u{fffd}"));
+    }
+
+    #[test]
+    fn special_tokens_are_skipped_or_kept_and_unknown_ids_are_nothing() {
+        let text = |special| {
+            let mut decoder = stage("").decoder(special);
+            let ids = [TokenId(97), IM_END, THINK, TokenId(262), TokenId(u32::MAX)];
+            ids.iter().filter_map(|&id| decoder.push(id)).collect::<String>()
+        };
+        assert_eq!(text(SpecialTokens::Skip), "a<think>");
+        assert_eq!(text(SpecialTokens::Keep), "a<|im_end|><think>");
+    }
+
+    #[test]
+    fn a_skipped_token_does_not_break_a_character() {
+        let mut decoder = stage("").decoder(SpecialTokens::Skip);
+        assert_eq!(decoder.push(TokenId(0xc3)), None);
+        assert_eq!(decoder.push(IM_END), None);
+        assert_eq!(decoder.push(TokenId(0xa9)).as_deref(), Some("é"));
+    }
+}

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub enum TextError {
     #[error("the text has {bytes} bytes, the limit is {bytes_max}")]
     InputTooLong { bytes: usize, bytes_max: usize },
+    #[error("the text has {bytes} bytes without a word's end, the limit is {bytes_max}")]
+    UnbrokenTooLong { bytes: usize, bytes_max: usize },
     #[error("{jobs} texts of {bytes} bytes wait, the limits are {jobs_max} and {bytes_max}")]
     Busy { jobs: usize, jobs_max: usize, bytes: usize, bytes_max: usize },
     #[error("this model has no chat template")]

@@ -6,10 +6,13 @@ pub mod chat_template;
 pub mod python;
 pub mod special_tokens;
 pub mod tokenizer;
+pub mod chunks;
 pub mod vocabulary;
 pub mod pool;
 pub mod detokenizer;
 pub mod stop;
+#[cfg(test)]
+mod testing;
 
 pub use chat_messages::ChatPrompt;
 pub use detokenizer::{SpecialTokens, TextDecoder};

@@ -172,3 +172,118 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a message".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::super::testing::block_on;
+    use super::*;
+
+    fn pool(waiting_jobs_max: usize) -> Pool {
+        let limits = PoolLimits { waiting_jobs_max, waiting_bytes_max: 1 << 20 };
+        Pool::start(2, limits).unwrap()
+    }
+
+    /// A job that runs until the sender is dropped, and news that it has begun.
+    fn blocker() -> (mpsc::Sender<()>, mpsc::Receiver<()>, impl FnOnce() + Send + 'static) {
+        let (release, wait) = mpsc::channel::<()>();
+        let (begun, has_begun) = mpsc::channel();
+        let work = move || {
+            let _ = begun.send(());
+            let _ = wait.recv();
+        };
+        (release, has_begun, work)
+    }
+
+    #[test]
+    fn a_long_input_does_not_hold_up_short_ones() {
+        let pool = pool(10);
+        let (release, has_begun, work) = blocker();
+        let (release_2, _, work_2) = blocker();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let long = pool.run(SHORT_INPUT_BYTES_MAX + 1, work);
+            let long_2 = pool.run(SHORT_INPUT_BYTES_MAX + 1, work_2);
+            let short = async {
+                has_begun.recv().unwrap();
+                assert_eq!(pool.run(10, || 7).await, Ok(7));
+                drop((release, release_2));
+            };
+            let (long, long_2, ()) = tokio::join!(long, long_2, short);
+            assert_eq!((long, long_2), (Ok(()), Ok(())));
+        });
+    }
+
+    #[test]
+    fn a_full_queue_refuses_at_once() {
+        let pool = pool(1);
+        let (release, has_begun, work) = blocker();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let long = SHORT_INPUT_BYTES_MAX + 1;
+            let running = pool.run(long, work);
+            let others = async {
+                has_begun.recv().unwrap();
+                let waiting = pool.run(long, || 1);
+                let refused = async {
+                    let error = pool.run(long, || 2).await.unwrap_err();
+                    assert!(matches!(error, TextError::Busy { jobs: 1, jobs_max: 1, .. }));
+                    drop(release);
+                };
+                tokio::join!(waiting, refused).0
+            };
+            assert_eq!(tokio::join!(running, others), (Ok(()), Ok(1)));
+        });
+    }
+
+    #[test]
+    fn bytes_are_limited_but_one_big_text_gets_its_turn() {
+        let queue = Queue::default();
+        let limits = PoolLimits { waiting_jobs_max: 9, waiting_bytes_max: 100 };
+        assert_eq!(queue.push(1000, Box::new(|| ()), limits), Ok(()));
+        assert!(matches!(queue.push(1, Box::new(|| ()), limits), Err(TextError::Busy { .. })));
+        assert_eq!(queue.pop(Takes::Any).unwrap().input_bytes, 1000);
+        assert_eq!(queue.push(60, Box::new(|| ()), limits), Ok(()));
+        assert_eq!(queue.push(40, Box::new(|| ()), limits), Ok(()));
+        let busy = TextError::Busy { jobs: 2, jobs_max: 9, bytes: 100, bytes_max: 100 };
+        assert_eq!(queue.push(1, Box::new(|| ()), limits), Err(busy));
+    }
+
+    #[test]
+    fn a_panic_is_that_job_s_error_and_the_threads_go_on() {
+        let pool = pool(10);
+        for _ in 0..4 {
+            let crashed = block_on(pool.run(1, || panic!("no such word")));
+            let reason = "no such word".to_owned();
+            assert_eq!(crashed, Err::<(), _>(TextError::Crashed { reason }));
+        }
+        assert_eq!(block_on(pool.run(1, || 3)), Ok(3));
+    }
+
+    #[test]
+    fn a_job_nobody_waits_for_is_not_run() {
+        let pool = pool(10);
+        let (release, has_begun, work) = blocker();
+        let (ran, has_run) = mpsc::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let long = SHORT_INPUT_BYTES_MAX + 1;
+            let running = pool.run(long, work);
+            let others = async {
+                has_begun.recv().unwrap();
+                {
+                    let mut gone = Box::pin(pool.run(long, move || ran.send(())));
+                    let polled = std::future::poll_fn(|context| {
+                        std::task::Poll::Ready(gone.as_mut().poll(context).is_pending())
+                    });
+                    assert!(polled.await, "it waits for its turn");
+                }
+                drop(release);
+            };
+            assert_eq!(tokio::join!(running, others).0, Ok(()));
+        });
+        assert_eq!(block_on(pool.run(SHORT_INPUT_BYTES_MAX + 1, || 1)), Ok(1));
+        assert!(has_run.recv().is_err(), "its sender is dropped unused");
+    }
+}

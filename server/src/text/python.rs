@@ -229,3 +229,68 @@ fn days_before_year(year: i64) -> i64 {
     let leap_days = before / 4 - before / 100 + before / 400;
     (year - 1970) * 365 + leap_days - (1969 / 4 - 1969 / 100 + 1969 / 400)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn floats_are_written_as_python_writes_them() {
+        let cases = [
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
+            (1.0, "1.0"),
+            (1.5, "1.5"),
+            (0.1, "0.1"),
+            (123_456_789.125, "123456789.125"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.25e22, "1.25e+22"),
+            (1e-4, "0.0001"),
+            (1e-5, "1e-05"),
+            (-2.5e-7, "-2.5e-07"),
+            (5e-324, "5e-324"),
+            (f64::MAX, "1.7976931348623157e+308"),
+        ];
+        for (number, expected) in cases {
+            assert_eq!(float_repr(number), expected);
+        }
+    }
+
+    #[test]
+    fn dates_are_written_as_python_writes_them() {
+        let at = |seconds: u64| UNIX_EPOCH + Duration::from_secs(seconds);
+        let cases = [
+            (0, "%Y-%m-%d %H:%M:%S %A %j", "1970-01-01 00:00:00 Thursday 001"),
+            (951_782_400, "%d %B %Y", "29 February 2000"),
+            (951_868_800, "%-d %b %y, %a", "1 Mar 00, Wed"),
+            (1_735_689_599, "%F %T %I %p", "2024-12-31 23:59:59 11 PM"),
+            (1_735_689_600, "%-m/%-d %-H %j 100%%", "1/1 0 001 100%"),
+            (4_102_444_800, "%A %d %B %Y", "Friday 01 January 2100"),
+        ];
+        for (seconds, format, expected) in cases {
+            assert_eq!(strftime(at(seconds), format).unwrap(), expected);
+        }
+        assert!(strftime(at(0), "%Q").is_err());
+        assert!(strftime(at(0), "%").is_err());
+    }
+
+    #[test]
+    fn json_is_written_as_python_writes_it() {
+        let check = |value: Value, expected: &str| assert_eq!(to_json(&value).unwrap(), expected);
+        let escaped = r#""é\"\\\b\f\n\r\t\u0000\u001f"#;
+        let plain = "\u{7f}</>&'😀";
+        let text = format!("é\"\\\u{8}\u{c}\n\r\t\0\u{1f}{plain}");
+        check(Value::from(text), &format!("{escaped}{plain}\""));
+        check(Value::from(vec![1, -2]), "[1, -2]");
+        check(Value::from(u64::MAX), "18446744073709551615");
+        check(Value::from(true), "true");
+        check(Value::from(()), "null");
+        check(Value::from(1e16), "1e+16");
+        let map = [("b", Value::from(1)), ("a", Value::from(Vec::<i32>::new()))];
+        check(Value::from_pairs(map), r#"{"b": 1, "a": []}"#);
+        assert!(to_json(&Value::UNDEFINED).is_err());
+    }
+}

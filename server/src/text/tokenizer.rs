@@ -10,9 +10,12 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, DecoderWrapper, ModelWrapper, SplitDelimiterBehavior};
+use tokenizers::{
+    AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, SplitDelimiterBehavior,
+};
 
 use super::chat_template::Rendered;
+use super::chunks::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, chunks};
 use super::error::{TextError, TextStartError};
 use super::special_tokens::{Piece, SpecialTokenSplitter};
 use super::vocabulary::{Entry, TokenKind, Vocabulary};
@@ -43,6 +46,8 @@ pub struct Tokenizer {
     vocabulary: Arc<Vocabulary>,
     eos: Vec<TokenId>,
     named_special: Vec<(String, String)>,
+    /// No limit where it is not known that text may be cut.
+    chunk_bytes_min: usize,
 }
 
 impl Tokenizer {
@@ -69,8 +74,11 @@ impl Tokenizer {
         inner.set_encode_special_tokens(true);
         let eos = named_special.iter().filter(|(name, _)| name == "eos_token");
         let eos = eos.filter_map(|(_, token)| inner.token_to_id(token)).map(TokenId).collect();
+        let added = added_tokens(&inner);
+        let may_cut = has_known_words(&inner) && added.iter().all(|(_, token)| is_solid(token));
         Ok(Self {
-            special: SpecialTokenSplitter::new(&added_tokens(&inner))?,
+            chunk_bytes_min: if may_cut { CHUNK_BYTES_MIN } else { usize::MAX },
+            special: SpecialTokenSplitter::new(&added)?,
             vocabulary: Arc::new(vocabulary(&inner)),
             eos,
             named_special,
@@ -92,8 +100,14 @@ impl Tokenizer {
 
     /// Encodes `text` in which no special token has a meaning; appends to `ids`.
     pub fn encode_as_text(&self, text: &str, ids: &mut Vec<TokenId>) -> Result<(), TextError> {
-        if text.is_empty() {
-            return Ok(());
+        let bytes_min = self.chunk_bytes_min;
+        chunks(text, bytes_min).try_for_each(|chunk| self.encode_chunk(chunk, ids))
+    }
+
+    fn encode_chunk(&self, text: &str, ids: &mut Vec<TokenId>) -> Result<(), TextError> {
+        if text.len() > CHUNK_BYTES_MAX {
+            let (bytes, bytes_max) = (text.len(), CHUNK_BYTES_MAX);
+            return Err(TextError::UnbrokenTooLong { bytes, bytes_max });
         }
         let encoding = self
             .inner
@@ -247,6 +261,31 @@ fn added_tokens(inner: &tokenizers::Tokenizer) -> Vec<(TokenId, AddedToken)> {
     added
 }
 
+/// Whether text is normalised and cut into words as `chunks` relies on.
+fn has_known_words(inner: &tokenizers::Tokenizer) -> bool {
+    let Some(PreTokenizerWrapper::Sequence(sequence)) = inner.get_pre_tokenizer() else {
+        return false;
+    };
+    let [PreTokenizerWrapper::Split(split), PreTokenizerWrapper::ByteLevel(bytes)] =
+        sequence.as_ref()
+    else {
+        return false;
+    };
+    let known = |words: &str| split.pattern == SplitPattern::Regex(words.to_owned());
+    matches!(inner.get_normalizer(), Some(NormalizerWrapper::NFC(_)))
+        && (known(QWEN2_WORDS) || known(QWEN35_WORDS))
+        && split.behavior == SplitDelimiterBehavior::Isolated
+        && !split.invert
+        && !bytes.add_prefix_space
+        && !bytes.use_regex
+}
+
+/// Whether no cut can lie in the token or change it.
+fn is_solid(token: &AddedToken) -> bool {
+    let plain = !(token.lstrip || token.rstrip || token.single_word);
+    plain && token.content.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 fn vocabulary(inner: &tokenizers::Tokenizer) -> Vocabulary {
     let added = inner.get_added_tokens_decoder();
     let num_ids = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
@@ -256,4 +295,95 @@ fn vocabulary(inner: &tokenizers::Tokenizer) -> Vocabulary {
         let kind = if special { TokenKind::Special } else { TokenKind::Text };
         Entry { token: token.as_deref(), kind }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{IM_END, IM_START, THINK, VOCAB_SIZE, gguf};
+    use super::*;
+
+    fn load(gguf: GgufTokenizer) -> Result<Tokenizer, TextStartError> {
+        Tokenizer::load(&TokenizerSource::Gguf(gguf))
+    }
+
+    #[track_caller]
+    fn check(text: &str, expected: &[u32]) {
+        let ids = load(gguf()).unwrap().encode(text).unwrap();
+        assert_eq!(ids, expected.iter().copied().map(TokenId).collect::<Vec<_>>(), "{text:?}");
+    }
+
+    #[test]
+    fn byte_pairs_merge_within_words_only() {
+        check("abc ab c", &[257, 32, 256, 32, 99]);
+        check("é", &[0xc3, 0xa9]);
+        check("e\u{301}", &[0xc3, 0xa9]);
+        check("", &[]);
+    }
+
+    #[test]
+    fn added_tokens_are_found_and_the_leftmost_wins() {
+        check("<|im_start|>a<|im_end|>", &[IM_START.0, 97, IM_END.0]);
+        check("<<think>>", &[60, THINK.0, 62]);
+        check("<|im_<|im_end|>", &[60, 124, 105, 109, 95, IM_END.0]);
+    }
+
+    #[test]
+    fn special_tokens_may_be_taken_for_text() {
+        let tokenizer = load(gguf()).unwrap();
+        let mut ids = Vec::new();
+        tokenizer.encode_as_text("<|im_end|><think>", &mut ids).unwrap();
+        let mut expected: Vec<_> = "<|im_end|>".bytes().map(|b| TokenId(b.into())).collect();
+        expected.push(THINK);
+        assert_eq!(ids, expected);
+    }
+
+    #[test]
+    fn unused_tokens_at_the_end_are_no_ids() {
+        let tokenizer = load(gguf()).unwrap();
+        assert_eq!(tokenizer.vocabulary().len(), VOCAB_SIZE);
+        assert_eq!(tokenizer.token_id("[PAD261]"), None);
+        assert_eq!(tokenizer.eos(), [IM_END]);
+        assert_eq!(tokenizer.token_id("<think>"), Some(THINK));
+        assert!(tokenizer.vocabulary().is_special(IM_END));
+        assert!(!tokenizer.vocabulary().is_special(THINK));
+    }
+
+    #[test]
+    fn broken_metadata_is_refused() {
+        let refused = |change: fn(&mut GgufTokenizer)| {
+            let mut broken = gguf();
+            change(&mut broken);
+            load(broken).err().expect("it must be refused").to_string()
+        };
+        let unknown = refused(|gguf| gguf.pre = "llama-bpe".to_owned());
+        assert!(unknown.contains("llama-bpe") && unknown.contains("qwen35"), "{unknown}");
+        assert!(refused(|gguf| gguf.token_types.clear()).contains("263 tokens, but 0"));
+        assert!(refused(|gguf| gguf.tokens[9] = "ab".to_owned()).contains("both"));
+        assert!(refused(|gguf| gguf.merges[0] = "ab".to_owned()).contains("merge \"ab\""));
+        let long = refused(|gguf| gguf.merges.push("<|im_start|> <|im_end|>".to_owned()));
+        assert!(long.contains("merge"), "{long}");
+    }
+
+    #[test]
+    fn only_endless_words_are_too_long() {
+        let tokenizer = load(gguf()).unwrap();
+        let bytes_max = CHUNK_BYTES_MAX;
+        let text = "ab ".repeat(bytes_max / 2);
+        assert!(tokenizer.encode(&text).is_ok_and(|ids| ids.len() > bytes_max / 2));
+        let bytes = bytes_max + 1;
+        let refused = Err(TextError::UnbrokenTooLong { bytes, bytes_max });
+        assert_eq!(tokenizer.encode(&"!".repeat(bytes)), refused);
+    }
+
+    #[test]
+    fn cutting_long_text_keeps_its_ids() {
+        let mut tokenizer = load(gguf()).unwrap();
+        assert_eq!(tokenizer.chunk_bytes_min, CHUNK_BYTES_MIN);
+        let text = "abc ab\n\n  <think> x,abc 你好，世界\n<|im_end|> abc";
+        let whole = tokenizer.encode(text).unwrap();
+        for bytes_min in 1..text.len() {
+            tokenizer.chunk_bytes_min = bytes_min;
+            assert_eq!(tokenizer.encode(text).unwrap(), whole, "{bytes_min}");
+        }
+    }
 }

@@ -64,7 +64,7 @@ impl Vocabulary {
 
 /// GPT-2 spells each byte as one printable character: itself where it is printable in Latin-1,
 /// else the next of the characters from U+0100 on.
-fn byte_of_char() -> Vec<Option<u8>> {
+pub(super) fn byte_of_char() -> Vec<Option<u8>> {
     let mut table = vec![None; 0x200];
     let mut next = 0x100;
     for byte in 0..=255u8 {

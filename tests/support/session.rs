@@ -1,0 +1,124 @@
+//! Runs a model step by step on a paged cache, as a rank would, without engine or server.
+
+use kernels::comm::Communicator;
+use kernels::comm::solo::Solo;
+use kernels::{Backend, DType, Tensor};
+use models::weights::shard::shard_sizes;
+use models::{Checkpoint, ForwardBatch, ForwardContext, KvCache, Model, ShardSpec, load_model};
+
+const BLOCK_SIZE: usize = 16;
+
+/// A loaded model and the tokens of some sequences in its cache.
+pub struct Session {
+    model: Box<dyn Model>,
+    ctx: ForwardContext,
+    block_tables: Vec<Vec<u32>>,
+    num_computed: Vec<usize>,
+}
+
+impl Session {
+    /// Room for `num_seqs` sequences of `len_max` tokens.
+    pub fn new(
+        backend: &Backend,
+        checkpoint: &Checkpoint,
+        num_seqs: usize,
+        len_max: usize,
+    ) -> Session {
+        Self::new_sharded(backend, checkpoint, num_seqs, len_max, Box::new(Solo))
+    }
+
+    /// One rank of a group. The reference keeps keys and values in F32, the CPU in F16.
+    pub fn new_sharded(
+        backend: &Backend,
+        checkpoint: &Checkpoint,
+        num_seqs: usize,
+        len_max: usize,
+        communicator: Box<dyn Communicator>,
+    ) -> Session {
+        let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
+        let model = load_model(backend, checkpoint, spec, len_max).unwrap();
+        let num_kv_heads = shard_sizes(model.config(), spec).unwrap().num_kv_heads;
+        let blocks_each = len_max.div_ceil(BLOCK_SIZE);
+        let num_blocks = num_seqs * blocks_each;
+        let dtype = match backend {
+            Backend::Reference => DType::F32,
+            _ => DType::F16,
+        };
+        let kv_cache =
+            KvCache::new(model.config(), num_kv_heads, num_blocks, BLOCK_SIZE, dtype).unwrap();
+        // Blocks of the sequences lie between one another, and backwards, as they may in service.
+        let table = |s: usize| {
+            (0..blocks_each).map(|b| (num_blocks - 1 - (b * num_seqs + s)) as u32).collect()
+        };
+        Session {
+            model,
+            ctx: ForwardContext { backend: backend.clone(), communicator, kv_cache },
+            block_tables: (0..num_seqs).map(table).collect(),
+            num_computed: vec![0; num_seqs],
+        }
+    }
+
+    /// Forgets all tokens of a sequence.
+    pub fn reset(&mut self, seq: usize) {
+        self.num_computed[seq] = 0;
+    }
+
+    /// Computes `tokens` as the next ones of each `(seq, tokens)` in one step. Returns the logits
+    /// after each sequence's last token.
+    pub fn step(&mut self, chunks: &[(usize, &[u32])]) -> Vec<Vec<f32>> {
+        let ends = chunks.iter().scan(0, |end, (_, tokens)| {
+            *end += tokens.len();
+            Some(*end as u32 - 1)
+        });
+        let rows: Vec<u32> = ends.collect();
+        self.run(chunks, &rows)
+    }
+
+    /// As `step` for one sequence, with the logits after every token.
+    pub fn step_all_rows(&mut self, seq: usize, tokens: &[u32]) -> Vec<Vec<f32>> {
+        let rows: Vec<u32> = (0..tokens.len() as u32).collect();
+        self.run(&[(seq, tokens)], &rows)
+    }
+
+    fn run(&mut self, chunks: &[(usize, &[u32])], rows: &[u32]) -> Vec<Vec<f32>> {
+        let mut batch = ForwardBatch::default();
+        for &(seq, tokens) in chunks {
+            let start = self.num_computed[seq];
+            let blocks = (start + tokens.len()).div_ceil(BLOCK_SIZE);
+            let table = &self.block_tables[seq][..blocks];
+            batch.push_sequence(tokens.iter().copied(), start, table, BLOCK_SIZE);
+            self.num_computed[seq] += tokens.len();
+        }
+        let config = self.model.config();
+        let shape = [batch.num_tokens(), config.hidden_size];
+        let mut hidden = Tensor::zeros(DType::F32, &shape).unwrap();
+        let mut logits = Tensor::zeros(DType::F32, &[rows.len(), config.vocab_size]).unwrap();
+        self.model.forward(&mut self.ctx, &batch, &mut hidden).unwrap();
+        self.model.logits(&mut self.ctx, &hidden, rows, &mut logits).unwrap();
+        (0..rows.len()).map(|i| logits.f32_row(i).to_vec()).collect()
+    }
+}
+
+/// The lowest id of the largest logit.
+pub fn argmax(logits: &[f32]) -> u32 {
+    let best = logits
+        .iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |best, (i, &x)| if x > best.1 { (i, x) } else { best });
+    best.0 as u32
+}
+
+pub fn max_abs_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    // A NaN must not pass as a small difference.
+    let difference =
+        |(a, b): (&f32, &f32)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() };
+    a.iter().zip(b).map(difference).fold(0.0, f32::max)
+}
+
+/// Natural logarithm of the probability that `logits` give to `token`.
+pub fn log_probability(logits: &[f32], token: u32) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|x| f64::from(x - max).exp()).sum();
+    f64::from(logits[token as usize] - max) - sum.ln()
+}
