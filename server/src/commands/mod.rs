@@ -23,6 +23,8 @@ pub enum CommandError {
     /// Nothing more can be computed; a supervisor should start the process anew.
     #[error("the compute device was lost, the server has stopped: {0}")]
     DeviceLost(#[from] RunnerError),
+    #[error("the HTTP side ended by itself; a message above tells more")]
+    HttpStopped,
     #[error("stopped at once by a second signal, {running} requests were cut")]
     Interrupted { running: usize },
     #[error(transparent)]

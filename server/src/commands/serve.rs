@@ -31,10 +31,11 @@ pub async fn run(config: ServeConfig) -> Result<(), CommandError> {
     let (listener, address) = bind(&config).await?;
     let state = AppState::new();
     let (stop, stopped) = oneshot::channel::<()>();
-    let http = tokio::spawn(http::serve(listener, http_config(&config), state.clone(), async {
-        // An error means that the sender is gone, which also ends serving.
-        let _ = stopped.await;
-    }));
+    let mut http =
+        tokio::spawn(http::serve(listener, http_config(&config), state.clone(), async {
+            // An error means that the sender is gone, which also ends serving.
+            let _ = stopped.await;
+        }));
     let loaded = tokio::select! {
         loaded = load_on_thread(config.clone()) => loaded?,
         // Nothing runs yet, so there is nothing to wait for.
@@ -49,6 +50,8 @@ pub async fn run(config: ServeConfig) -> Result<(), CommandError> {
     let mut engine_end = watch_engine(engine_thread);
     tokio::select! {
         () = signals.next() => {}
+        // Nobody told it to end, so something in it is broken.
+        _ = &mut http => return Err(CommandError::HttpStopped),
         ended = &mut engine_end => {
             let _ = stop.send(());
             let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, http).await;

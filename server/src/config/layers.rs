@@ -226,10 +226,10 @@ fn nearest(key: &str, known: &[String]) -> Option<String> {
 fn edit_distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut row: Vec<usize> = (0..=b.len()).collect();
-    for i in 0..a.len() {
+    for (i, a_letter) in a.iter().enumerate() {
         let mut diagonal = std::mem::replace(&mut row[0], i + 1);
         for j in 0..b.len() {
-            let replaced = diagonal + usize::from(a[i] != b[j]);
+            let replaced = diagonal + usize::from(*a_letter != b[j]);
             diagonal = row[j + 1];
             row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
         }

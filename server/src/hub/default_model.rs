@@ -111,7 +111,10 @@ fn fetch_from_hubs(config: &HubConfig, folder: &Path, progress: &Progress) -> Re
             Err(error) => tried.push(error.to_string()),
         }
     }
-    Err(HubError::NotFound { model: REPO.to_string(), hubs: tried.join("; ") })
+    Err(HubError::NotFound {
+        model: REPO.to_string(),
+        hubs: format!("any hub: {}", tried.join("; ")),
+    })
 }
 
 /// Python is there whenever pip is, so it also unpacks the wheels: no zip library is needed.
