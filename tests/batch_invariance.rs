@@ -71,7 +71,7 @@ fn real_request(index: u32) -> Request {
     let prompt = (0..8 + 2 * index).map(|i| TokenId(if i < 8 { 700 + i } else { 90 * index + i }));
     let sampling = SamplingParams {
         max_new_tokens: 12,
-        temperature: if index % 2 == 0 { 0.0 } else { 0.8 },
+        temperature: if index.is_multiple_of(2) { 0.0 } else { 0.8 },
         top_p: 0.95,
         repetition_penalty: 1.1,
         seed: u64::from(index),

@@ -73,7 +73,7 @@ pub fn weight(logit: f32, max: f32, inverse_temperature: f32) -> f32 {
     /// 1.5 * 2^23: adding it rounds to an integer, which then is the difference of the bits.
     const ROUNDER: f32 = 12_582_912.0;
     /// ln 2 in two parts; the first has few bits, so that its product with an integer is exact.
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
 
     let argument = (logit - max) * inverse_temperature;
