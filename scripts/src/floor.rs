@@ -60,7 +60,8 @@ pub fn run(args: &Args) -> Result<()> {
         for peer in ["monsoon", "llama.cpp"] {
             let server = Server::start(&mut serve_command(args, &binary, peer))?;
             for (i, (scenario, load)) in SCENARIOS.iter().enumerate() {
-                // A seed of its own for each load, so that no prompt comes out of an earlier one's cache.
+                // A seed of its own for each load, so that no prompt comes out of an earlier one's
+                // cache.
                 let seed = (round * SCENARIOS.len() + i + 1).to_string();
                 let report = bench(&binary, &server.url, load, &seed)?;
                 println!("{round} {peer} {scenario}: {}", summary(&report));

@@ -6,7 +6,8 @@ use std::process::Command;
 
 const TARGETS: [&str; 3] = ["gguf_header", "safetensors_header", "request_body"];
 
-/// What cargo-fuzz passes, less what needs a nightly compiler: coverage counters and compare tracing.
+/// What cargo-fuzz passes, less what needs a nightly compiler: coverage counters and compare
+/// tracing.
 const COVERAGE_FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \

@@ -1,4 +1,5 @@
-//! `cargo xtask soak`: minutes of load with clients that drop mid-stream, then the books must balance.
+//! `cargo xtask soak`: minutes of load with clients that drop mid-stream, then the books must
+//! balance.
 
 use crate::process::{Server, release_binary};
 use anyhow::{Context, Result, ensure};

@@ -11,8 +11,9 @@ use std::thread::JoinHandle;
 
 /// Threads one pool may have.
 pub const THREADS_MAX: usize = 256;
-/// How often an idle worker looks for work before it parks: half a millisecond on Zen 4, longer than
-/// the pause between two ops and mostly that between two steps, shorter than that between requests.
+/// How often an idle worker looks for work before it parks: half a millisecond on Zen 4, longer
+/// than the pause between two ops and mostly that between two steps, shorter than that between
+/// requests.
 const SPINS_MAX: u32 = 20_000;
 
 type Job = *const (dyn Fn(usize) + Sync);

@@ -14,8 +14,8 @@ pub enum Start {
     C,
 }
 
-/// c = start + a b, for row-major matrices: a [num_rows, depth], b [depth, num_vectors * 16]. Each element
-/// of c adds its products one after the other, whatever the number of rows.
+/// c = start + a b, for row-major matrices: a [num_rows, depth], b [depth, num_vectors * 16]. Each
+/// element of c adds its products one after the other, whatever the number of rows.
 pub struct MultiplyAdd<'a> {
     pub start: Start,
     pub c: &'a mut [f32],
