@@ -277,3 +277,37 @@ fn draining_refuses_new_requests_and_ends_what_was_admitted() {
     assert_eq!(thread.join(), Ok(()));
     assert_eq!(handle.admit(1, 1).err(), Some(Rejected::ShuttingDown));
 }
+
+#[test]
+fn in_a_burst_each_request_is_answered_or_rejected() {
+    let (handle, _thread, permits) = start_engine();
+    let send = |first: u32| {
+        let mut streams = Vec::new();
+        for i in 0..25 {
+            let prompt = [1000 * first + 10 * i];
+            if let Ok(mut admission) = handle.admit(1, 1) {
+                let stream = handle.submit(&mut admission, request(&prompt, 3)).unwrap();
+                streams.push((prompt[0], stream));
+            }
+        }
+        streams
+    };
+    let streams: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..9).map(|first| scope.spawn(move || send(first))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let num_answered = streams.len() as u64;
+    // Four wait; at most two more have been scheduled meanwhile, since no step ends.
+    assert!((4..=6).contains(&num_answered), "{num_answered} were let in");
+    allow_steps(&permits, 100);
+    for (prompt, stream) in streams {
+        assert_eq!(tokens(&all_events(stream)), [prompt + 1, prompt + 2, prompt + 3]);
+    }
+    let stats = handle.stats();
+    assert_eq!(
+        (stats.finished_length, stats.rejected_queue_full),
+        (num_answered, 200 - num_answered)
+    );
+    assert_eq!((stats.waiting, stats.waiting_tokens, stats.running), (0, 0, 0));
+    assert_eq!(stats.blocks_free, stats.blocks_total);
+}
