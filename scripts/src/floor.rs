@@ -103,7 +103,7 @@ fn bench(binary: &Path, url: &str, load: &[&str], seed: &str) -> Result<Value> {
 }
 
 fn summary(report: &Value) -> String {
-    let of = |key: &str| report[key]["p50"].as_f64().unwrap_or(f64::NAN);
+    let of = |key: &str| report["latencies"][key]["p50"].as_f64().unwrap_or(f64::NAN);
     let rate = report["output_tokens_per_s"].as_f64().unwrap_or(f64::NAN);
     format!("{rate:.1} tok/s, TTFT p50 {:.0} ms, TPOT p50 {:.1} ms", of("ttft_ms"), of("tpot_ms"))
 }
@@ -124,7 +124,7 @@ fn ratios(rows: &[Value], scenario: &str) -> String {
         _ => "-".into(),
     };
     let rate = ratio(&|r| r["output_tokens_per_s"].as_f64());
-    let decode = ratio(&|r| r["tpot_ms"]["p50"].as_f64().map(|ms| 1.0 / ms));
-    let ttft = ratio(&|r| r["ttft_ms"]["p50"].as_f64());
+    let decode = ratio(&|r| r["latencies"]["tpot_ms"]["p50"].as_f64().map(|ms| 1.0 / ms));
+    let ttft = ratio(&|r| r["latencies"]["ttft_ms"]["p50"].as_f64());
     format!("{scenario}: throughput x{rate}, decode speed x{decode}, TTFT x{ttft}")
 }

@@ -92,11 +92,16 @@ async fn bind(config: &ServeConfig) -> Result<(TcpListener, SocketAddr), Startup
 }
 
 fn http_config(config: &ServeConfig) -> HttpConfig {
+    let defaults = HttpConfig::default();
+    // What the queue can never hold is refused for good, not with an invitation to retry.
+    let waiting_max = config.limits.waiting_requests_max;
     HttpConfig {
+        choices_max: defaults.choices_max.min(waiting_max),
+        sequences_max: defaults.sequences_max.min(waiting_max),
         api_keys: config.listen.api_keys.clone(),
         body_bytes_max: config.listen.body_bytes_max,
         drain_timeout: config.listen.drain_timeout,
-        ..HttpConfig::default()
+        ..defaults
     }
 }
 

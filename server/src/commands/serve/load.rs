@@ -194,7 +194,8 @@ fn start_engine(
         max_num_batched_tokens: config.limits.max_num_batched_tokens,
         max_model_len,
         waiting_requests_max: config.limits.waiting_requests_max,
-        waiting_tokens_max: config.limits.waiting_tokens_max,
+        // One prompt of any length that fits the context always finds room in an empty queue.
+        waiting_tokens_max: config.limits.waiting_tokens_max.max(max_model_len),
         policy: match config.limits.policy {
             SchedulingPolicy::Fcfs => PolicyKind::Fcfs,
             SchedulingPolicy::Priority => PolicyKind::Priority,
