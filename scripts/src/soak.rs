@@ -35,7 +35,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut load = Command::new(&binary)
         .args(["bench", "--url", &server.url, "--input-len", "256", "--output-len", "64"])
         .args(["--drop-fraction", "0.2", "--concurrency", &args.concurrency.to_string()])
-        .args(["--duration", &format!("{seconds}s"), "--json"])
+        .args(["--duration", &seconds.to_string(), "--json"])
         .arg(&report)
         .spawn()?;
     let mut resident = Vec::new();
