@@ -90,7 +90,7 @@ impl TextStage {
         config: TextConfig,
     ) -> Result<Self, TextStartError> {
         let tokenizer = Tokenizer::load(source)?;
-        let vocab_size = tokenizer.vocabulary().len();
+        let vocab_size = tokenizer.vocabulary().num_ids();
         if vocab_size > embedding_rows {
             return Err(TextStartError::TooManyIds { vocab_size, embedding_rows });
         }
@@ -117,7 +117,7 @@ impl TextStage {
     /// Number of ids that the tokenizer knows: only these may be sampled. Rows of the embedding
     /// from here on are padding.
     pub fn vocab_size(&self) -> usize {
-        self.tokenizer.vocabulary().len()
+        self.tokenizer.vocabulary().num_ids()
     }
 
     /// The end-of-sequence tokens that the tokenizer itself names.

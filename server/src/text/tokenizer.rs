@@ -340,7 +340,7 @@ mod tests {
     #[test]
     fn unused_tokens_at_the_end_are_no_ids() {
         let tokenizer = load(gguf()).unwrap();
-        assert_eq!(tokenizer.vocabulary().len(), VOCAB_SIZE);
+        assert_eq!(tokenizer.vocabulary().num_ids(), VOCAB_SIZE);
         assert_eq!(tokenizer.token_id("[PAD261]"), None);
         assert_eq!(tokenizer.eos(), [IM_END]);
         assert_eq!(tokenizer.token_id("<think>"), Some(THINK));

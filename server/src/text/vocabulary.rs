@@ -44,14 +44,14 @@ impl Vocabulary {
     }
 
     /// Number of ids; every id below it may be sampled.
-    pub fn len(&self) -> usize {
+    pub fn num_ids(&self) -> usize {
         self.special.len()
     }
 
     /// Empty for an id that the tokenizer does not have.
     pub fn bytes(&self, token: TokenId) -> &[u8] {
         let index = token.0 as usize;
-        if index >= self.len() {
+        if index >= self.num_ids() {
             return &[];
         }
         &self.bytes[self.starts[index] as usize..self.starts[index + 1] as usize]
