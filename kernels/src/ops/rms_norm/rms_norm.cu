@@ -114,15 +114,15 @@ __device__ __forceinline__ void gather_rms_norm(Act* out, const float* hidden, c
 }
 
 #define KERNELS(Act, NAME)                                                                           \
-    extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_##NAME(                         \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) rms_norm_##NAME(                         \
         Act* out, const float* x, const float* weight, uint32_t n, float eps) {                      \
         rms_norm(out, x, weight, n, eps);                                                          \
     }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS) add_rms_norm_##NAME(                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) add_rms_norm_##NAME(                     \
         float* hidden, const float* delta, Act* out, const float* weight, uint32_t n, float eps) {   \
         add_rms_norm(hidden, delta, out, weight, n, eps);                                          \
     }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS) gather_rms_norm_##NAME(                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) gather_rms_norm_##NAME(                  \
         Act* out, const float* hidden, const float* delta, const uint32_t* rows,                     \
         const float* weight, uint32_t n, float eps) {                                              \
         gather_rms_norm(out, hidden, delta, rows, weight, n, eps);                                 \
