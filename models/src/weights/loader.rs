@@ -53,7 +53,8 @@ impl<'a> Loader<'a> {
     /// A matrix that is read by row; it stays in the file.
     pub fn table(&mut self, name: &str, shape: [usize; 2]) -> Result<Table, LoadError> {
         let tensor = self.take(name, &shape)?;
-        Ok(Table::new(tensor.dtype, shape[0], shape[1], tensor.bytes)?)
+        let StoredTensor { dtype, bytes, .. } = tensor;
+        Ok(Table::load(self.backend, dtype, shape[0], shape[1], bytes)?)
     }
 
     /// Refuses a checkpoint that holds more of a layer than the network reads: a bias or norm that
