@@ -3,15 +3,16 @@
 
 use super::request::{SampledToken, SamplingParams, TokenLogprobs};
 use models::TokenId;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SequenceId(pub u64);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BlockId(pub u32);
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Plan {
     pub step: u64,
     pub chunks: Vec<Chunk>,
@@ -24,7 +25,7 @@ impl Plan {
 }
 
 /// The tokens one sequence computes in this step.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Chunk {
     pub sequence: SequenceId,
     /// At least one.
@@ -40,7 +41,7 @@ pub struct Chunk {
 }
 
 /// How to sample the token at `position`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SampleStep {
     pub params: Arc<SamplingParams>,
     /// Place in the sequence of the token to sample: the number of tokens before it.
@@ -52,7 +53,7 @@ pub struct SampleStep {
 
 /// Score `targets[i]` by the logits of the chunk's token i. There is one target fewer than tokens
 /// when the chunk ends the prompt.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PromptScore {
     pub targets: Vec<TokenId>,
     pub top: usize,
