@@ -7,7 +7,7 @@ use models::{Checkpoint, TokenId, load_model};
 use server::engine::{
     CacheSalt, Event, FinishReason, Request, SampledToken, SamplingParams, TokenLogprobs,
 };
-use server::ranks::{RankConfig, RankGroup};
+use server::ranks::{CudaGraphs, RankConfig, RankGroup};
 use std::path::{Path, PathBuf};
 
 /// Ids that the tokenizer of the tiny checkpoints knows; the embedding has more rows.
@@ -36,6 +36,8 @@ pub struct Limits {
     pub block_size: usize,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
+    /// On a GPU.
+    pub cuda_graphs: CudaGraphs,
 }
 
 /// One rank with the checkpoint at `path`. The reference keeps keys and values in F32, the CPU in
@@ -68,6 +70,9 @@ pub fn start_ranks(
         max_num_batched_tokens: limits.max_num_batched_tokens,
         pin_core: None,
         sampleable_vocab,
+        max_model_len: MODEL_LEN_MAX,
+        cuda_graphs: limits.cuda_graphs,
+        stall_time_max: None,
     };
     let checkpoint = Checkpoint::open(path).unwrap();
     RankGroup::start_local(backends.iter().map(config).collect(), move |backend, spec| {
