@@ -1,6 +1,7 @@
 //! The project's chores, run as `cargo xtask CHORE`.
 
 mod clients;
+mod cuda_toolchain;
 mod floor;
 mod fuzz;
 mod process;
@@ -20,6 +21,8 @@ struct Args {
 enum Chore {
     /// Fetch the default model if it is absent, then run every test, real clients included
     Test,
+    /// Install nvcc into a cache folder, where the build finds it; print the folder
+    CudaToolchain,
     /// Talk to a running server with the published client SDKs (part of `test`)
     Clients,
     /// Fuzz the parsers of outside data: checkpoint headers and request bodies
@@ -33,6 +36,7 @@ enum Chore {
 fn main() -> anyhow::Result<()> {
     match Args::parse().chore {
         Chore::Test => test::run(),
+        Chore::CudaToolchain => cuda_toolchain::run(),
         Chore::Clients => clients::run(),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Soak(args) => soak::run(&args),

@@ -31,7 +31,7 @@ impl ObservedGroup {
 
 impl Runner for ObservedGroup {
     fn launch(&mut self, plan: &Plan) -> Result<(), RunnerError> {
-        let prompts = plan.chunks.iter().filter(|chunk| chunk.token_ids.len() > 1).count();
+        let prompts = plan.chunks.iter().filter(|chunk| chunk.num_tokens() > 1).count();
         let seen = &mut self.observed;
         seen.mixed_steps += usize::from(0 < prompts && prompts < plan.chunks.len());
         seen.batch_len_max = seen.batch_len_max.max(plan.chunks.len());

@@ -14,7 +14,7 @@ pub mod silu_mul;
 pub(crate) mod testing;
 
 pub use add::add_assign;
-pub use attention::{AttentionBatch, attention};
+pub use attention::{AttentionBatch, DeviceAttention, attention};
 pub use dequantize::dequantize;
 pub use embedding::{Table, embedding};
 pub use gather_rows::gather_rows;
@@ -24,7 +24,12 @@ pub use rms_norm::rms_norm;
 pub use rope::{RopeTable, rope};
 pub use silu_mul::silu_mul;
 
-use crate::{DType, KernelError, Tensor};
+use crate::{Backend, DType, KernelError, Tensor};
+
+/// The answer of an op that a backend does without.
+fn not_on(op: &'static str, backend: &Backend) -> KernelError {
+    KernelError::Backend { op, backend: backend.name() }
+}
 
 /// The check every contract makes: `tensor` has `dtype` and exactly `shape`.
 fn expect(

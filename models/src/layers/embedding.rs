@@ -6,7 +6,7 @@ use crate::LoadError;
 use crate::weights::loader::Loader;
 use crate::weights::shard::Split;
 use kernels::ops::{Table, Weight, gather_rows, linear};
-use kernels::{Backend, KernelError, Tensor};
+use kernels::{Backend, Indices, KernelError, Tensor};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
@@ -39,12 +39,12 @@ impl Head {
         backend: &Backend,
         logits: &mut Tensor,
         hidden: &Tensor,
-        rows: &[u32],
+        rows: &Indices,
         scratch: &mut Scratch,
     ) -> Result<(), KernelError> {
-        let s = scratch.fit_rows(rows.len())?;
+        let s = scratch.fit_rows(logits.rows())?;
         gather_rows(backend, &mut s.rows, hidden, rows)?;
-        self.norm.forward(backend, &mut s.rows_normed, &s.rows)?;
+        self.norm.add_forward(backend, &mut s.rows, None, &mut s.rows_normed)?;
         linear(backend, logits, &s.rows_normed, &self.weight, None)
     }
 }

@@ -45,15 +45,16 @@ impl<'a> Loader<'a> {
     /// A norm or a bias, widened to F32.
     pub fn vector(&mut self, name: &str, len: usize, split: Split) -> Result<Tensor, LoadError> {
         let tensor = shard::slice(name, self.take(name, &[len])?, split, self.spec)?;
-        let mut out = Tensor::zeros(kernels::DType::F32, &tensor.shape)?;
-        dequantize(tensor.dtype, &tensor.bytes, out.f32_mut())?;
-        Ok(out)
+        let mut values = vec![0.0; tensor.shape.iter().product()];
+        dequantize(tensor.dtype, &tensor.bytes, &mut values)?;
+        Ok(Tensor::from_f32_on(self.backend, &tensor.shape, &values)?)
     }
 
     /// A matrix that is read by row; it stays in the file.
     pub fn table(&mut self, name: &str, shape: [usize; 2]) -> Result<Table, LoadError> {
         let tensor = self.take(name, &shape)?;
-        Ok(Table::new(tensor.dtype, shape[0], shape[1], tensor.bytes)?)
+        let StoredTensor { dtype, bytes, .. } = tensor;
+        Ok(Table::load(self.backend, dtype, shape[0], shape[1], bytes)?)
     }
 
     /// Refuses a checkpoint that holds more of a layer than the network reads: a bias or norm that

@@ -53,6 +53,7 @@ fn wrong_values_are_refused_with_flag_and_allowed_range() {
         ("--threads 1000", &["--threads", "1..=256"]),
         ("--cpu-pin maybe", &["--cpu-pin", "auto, on, off"]),
         ("--scheduling-policy random", &["--scheduling-policy", "fcfs, priority"]),
+        ("--overlap maybe", &["--overlap", "auto, on, off"]),
         ("--max-waiting-requests 0", &["--max-waiting-requests", "1..=1000000"]),
         ("--max-waiting-tokens x", &["--max-waiting-tokens", "invalid digit"]),
         ("--tokenizer-threads 65", &["--tokenizer-threads", "1..=64"]),

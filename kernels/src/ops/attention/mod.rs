@@ -5,7 +5,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::expect;
+use super::{expect, not_on};
 use crate::{Backend, DType, KernelError, Tensor};
 
 const OP: &str = "attention";
@@ -24,6 +24,31 @@ pub struct AttentionBatch<'a> {
     pub block_tables: &'a [u32],
     /// [num_seqs + 1]: where each sequence's block ids start.
     pub block_table_start: &'a [u32],
+    /// The same on a GPU; present when the step was copied there.
+    pub device: Option<DeviceAttention>,
+}
+
+/// The arrays of an `AttentionBatch` as a GPU's kernels read them, by address. Each may be longer
+/// than the step at hand: a recorded step is padded with sequences of context and query length 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceAttention {
+    /// u32 [num_seqs + 1]
+    pub query_start: u64,
+    /// u32 [num_seqs]
+    pub context_len: u64,
+    /// u32 [num_seqs, block_table_stride]
+    pub block_tables: u64,
+    pub block_table_stride: u32,
+    /// u32 [num_tokens]: the sequence of each row.
+    pub row_seq: u64,
+    /// Sequences, padding included.
+    pub num_seqs: u32,
+    /// Rows, padding included.
+    pub num_tokens: u32,
+    /// No sequence has more keys than this; a recorded step has the largest that may come.
+    pub context_len_max: u32,
+    /// No sequence has more query rows than this in the step: 1 when all decode.
+    pub query_len_max: u32,
 }
 
 impl AttentionBatch<'_> {
@@ -60,6 +85,7 @@ pub fn attention(
         Backend::Cpu(device) => {
             cpu::attention(device, out, q, k_cache, v_cache, batch, scale);
         }
+        Backend::Cuda(_) => return Err(not_on(OP, backend)),
     }
     Ok(())
 }

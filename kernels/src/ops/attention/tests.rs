@@ -92,6 +92,7 @@ impl Step {
             context_len: &self.context_len,
             block_tables: &self.block_tables,
             block_table_start: &self.block_table_start,
+            device: None,
         };
         let mut out = Tensor::zeros(DType::F32, self.q.shape()).expect("small");
         let scale = 1.0 / (self.model.head_dim as f32).sqrt();
@@ -239,6 +240,7 @@ fn contradictions_are_refused() {
             context_len: &step.context_len,
             block_tables: &step.block_tables,
             block_table_start: &step.block_table_start,
+            device: None,
         };
         let mut out = Tensor::zeros(DType::F32, step.q.shape()).expect("small");
         let (q, k, v) = (&step.q, &step.k_cache, &step.v_cache);

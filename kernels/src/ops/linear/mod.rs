@@ -5,7 +5,7 @@ pub mod cpu;
 #[cfg(test)]
 mod tests;
 
-use super::expect;
+use super::{expect, not_on};
 use crate::{Backend, DType, KernelError, Tensor};
 use bytes::Bytes;
 
@@ -52,6 +52,7 @@ impl Weight {
         }
         let storage = match backend {
             Backend::Reference => Storage::Raw(bytes),
+            Backend::Cuda(_) => return Err(not_on(OP, backend)),
             Backend::Cpu(device) => Storage::Packed(cpu::pack::Packed::new(
                 device,
                 dtype,
@@ -117,6 +118,7 @@ pub fn linear_many(
     }
     match backend {
         Backend::Cpu(device) => cpu::linear_many(device, outs, x, weights),
+        Backend::Cuda(_) => return Err(not_on(OP, backend)),
         Backend::Reference => {
             for (out, (weight, bias)) in outs.iter_mut().zip(weights) {
                 reference::linear(out, x, weight, *bias);

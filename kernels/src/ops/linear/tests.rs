@@ -36,7 +36,7 @@ impl Case {
     fn name(&self, backend: &Backend, num_tokens: usize) -> String {
         let isa = match backend {
             Backend::Cpu(device) => format!("{:?} {:?}", device, device.isa),
-            Backend::Reference => "reference".into(),
+            other => other.name().into(),
         };
         format!("{isa}: {} [{}, {}] x {num_tokens}", self.dtype, self.n, self.k)
     }

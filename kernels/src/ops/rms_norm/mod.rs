@@ -5,7 +5,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::expect;
+use super::{expect, not_on};
 use crate::{Backend, DType, KernelError, Tensor};
 
 const OP: &str = "rms_norm";
@@ -30,6 +30,7 @@ pub fn rms_norm(
     match backend {
         Backend::Reference => reference::rms_norm(out.f32_mut(), x.f32(), weight.f32(), eps),
         Backend::Cpu(device) => cpu::rms_norm(device, out.f32_mut(), x.f32(), weight.f32(), eps),
+        Backend::Cuda(_) => return Err(not_on(OP, backend)),
     }
     Ok(())
 }
@@ -44,6 +45,7 @@ pub fn rms_norm_in_place(
     check_weight(x, weight)?;
     match backend {
         Backend::Cpu(device) => cpu::rms_norm_in_place(device, x.f32_mut(), weight.f32(), eps),
+        Backend::Cuda(_) => return Err(not_on(OP, backend)),
         Backend::Reference => {
             let copy = x.f32().to_vec();
             reference::rms_norm(x.f32_mut(), &copy, weight.f32(), eps);

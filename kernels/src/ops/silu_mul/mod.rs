@@ -5,7 +5,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::expect;
+use super::{expect, not_on};
 use crate::{Backend, DType, KernelError, Tensor};
 
 /// out = silu(gate) * up, with silu(x) = x / (1 + exp(-x)).
@@ -25,6 +25,7 @@ pub fn silu_mul(
     expect("silu_mul", "out", out, DType::F32, up.shape())?;
     match backend {
         Backend::Reference => reference::silu_mul(out.f32_mut(), gate.f32(), up.f32()),
+        Backend::Cuda(_) => return Err(not_on("silu_mul", backend)),
         Backend::Cpu(device) => cpu::silu_mul(device, out.f32_mut(), gate.f32(), up.f32()),
     }
     Ok(())
