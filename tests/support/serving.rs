@@ -36,8 +36,6 @@ pub struct Limits {
     pub block_size: usize,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
-    /// On a GPU.
-    pub cuda_graphs: CudaGraphs,
 }
 
 /// One rank with the checkpoint at `path`. The reference keeps keys and values in F32, the CPU in
@@ -71,7 +69,7 @@ pub fn start_ranks(
         pin_core: None,
         sampleable_vocab,
         max_model_len: MODEL_LEN_MAX,
-        cuda_graphs: limits.cuda_graphs,
+        cuda_graphs: CudaGraphs::On,
         stall_time_max: None,
     };
     let checkpoint = Checkpoint::open(path).unwrap();
