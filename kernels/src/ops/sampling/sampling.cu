@@ -31,9 +31,9 @@ struct Choice {
 
 // grid [num_slices, num_rows]
 extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
-    sample_scan(float* edited, float* chunk_max, u64* slice_sums, uint32_t* pending_tokens,
-                const float* logits, const SampleRow* rows, const uint32_t* lists,
-                const uint32_t* sampled, uint32_t vocab, uint32_t logits_stride) {
+    sample_scan(float* edited, float* chunk_max, u64* slice_sums, const float* logits,
+                const SampleRow* rows, const uint32_t* lists, const uint32_t* token_ids,
+                uint32_t vocab, uint32_t logits_stride) {
     constexpr int PER_WARP = SLICE_CHUNKS / (SCAN_THREADS / 32);
     __shared__ __align__(16) uint32_t marks[SLICE];
     __shared__ float maxima[SLICE_CHUNKS];
@@ -56,15 +56,8 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
     if (row.task == TASK_SCORE) {
         return;
     }
-    const uint32_t pending_token = row.pending == NONE ? NONE : sampled[row.pending];
-    if (slice == 0 && threadIdx.x == 0) {
-        pending_tokens[r] = pending_token;
-    }
-    float* edited_row = nullptr;
-    if (row.edited != NONE) {
-        edited_row = edited + static_cast<u64>(row.edited) * num_slices * SLICE;
-    }
-    const Scan scan{edited_row, &row, lists, pending_token, row.bans_len > 0};
+    float* edited_row = row.has_edits ? edited + static_cast<u64>(r) * num_slices * SLICE : nullptr;
+    const Scan scan{edited_row, &row, lists, token_ids, row.bans_len > 0};
     edit_and_summarize<SCAN_THREADS, PER_WARP>(x, scan, slice, row_max + slice * SLICE_CHUNKS,
                                                row_sums + slice, marks, maxima, partial);
 }
@@ -244,11 +237,11 @@ __device__ __forceinline__ uint32_t draw(const Choice& c, float max, Shared& sha
 
 // Bans that leave nothing are void: the same edits without them.
 __device__ __forceinline__ void scan_without_bans(const Choice& c, const uint32_t* lists,
-                                                  uint32_t pending_token, Shared& shared) {
+                                                  const uint32_t* token_ids, Shared& shared) {
     static_assert(sizeof(shared.chunk_sums) == SLICE * sizeof(uint32_t), "room for the marks");
     auto& marks = *reinterpret_cast<uint32_t(*)[SLICE]>(shared.chunk_sums);
     __shared__ float maxima[SLICE_CHUNKS];
-    const Scan scan{const_cast<float*>(c.edited.row), &c.row, lists, pending_token, false};
+    const Scan scan{const_cast<float*>(c.edited.row), &c.row, lists, token_ids, false};
     for (uint32_t slice = 0; slice < c.num_slices; ++slice) {
         float x[1][4];
         load_slice<THREADS, 1>(x, c.raw, slice);
@@ -339,8 +332,8 @@ __device__ __forceinline__ bool score(SampleResult& result, const Choice& c, uin
 // grid [num_rows]
 extern "C" __global__ void __launch_bounds__(THREADS)
     sample_choose(uint32_t* sampled, SampleResult* results, float* edited, float* chunk_max,
-                  u64* slice_sums, const uint32_t* pending_tokens, const float* logits,
-                  const SampleRow* rows, const uint32_t* lists, uint32_t vocab,
+                  u64* slice_sums, const float* logits, const SampleRow* rows,
+                  const uint32_t* lists, const uint32_t* token_ids, uint32_t vocab,
                   uint32_t logits_stride) {
     __shared__ Shared shared;
     const uint32_t r = blockIdx.x;
@@ -351,8 +344,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const uint32_t num_slices = num_slices_of(vocab);
     const Values raw{logits + static_cast<u64>(r) * logits_stride, vocab, logits_stride % 4 == 0};
     Values values = raw;
-    if (row.edited != NONE) {
-        values.row = edited + static_cast<u64>(row.edited) * num_slices * SLICE;
+    if (row.has_edits) {
+        values.row = edited + static_cast<u64>(r) * num_slices * SLICE;
         values.aligned = true;
     }
     float* row_max = chunk_max + static_cast<u64>(r) * 2 * num_slices * SLICE_CHUNKS;
@@ -372,8 +365,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (row.task != TASK_SCORE) {
         load_maxima(c.chunk_max, c.num_chunks, shared);
         float max = best_of(c.edited, c.num_chunks, token, shared);
-        if (max == minus_infinity() && row.edited != NONE && row.bans_len > 0) {
-            scan_without_bans(c, lists, pending_tokens[r], shared);
+        if (max == minus_infinity() && row.has_edits && row.bans_len > 0) {
+            scan_without_bans(c, lists, token_ids, shared);
             max = best_of(c.edited, c.num_chunks, token, shared);
         }
         is_good = max != minus_infinity();
