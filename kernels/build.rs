@@ -152,9 +152,13 @@ fn compile(
 
 /// All that an image depends on, so that one changed kernel does not compile the others again.
 fn key(nvcc: &Path, source: &Path, include: &Path, archs: &[&str]) -> String {
-    let mut headers: Vec<PathBuf> = fs::read_dir(include)
-        .map(|entries| entries.filter_map(|e| Some(e.ok()?.path())).collect())
-        .unwrap_or_default();
+    let beside = source.parent().expect("a file in a folder");
+    let mut headers: Vec<PathBuf> = [include, beside]
+        .into_iter()
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flat_map(|entries| entries.filter_map(|e| Some(e.ok()?.path())))
+        .filter(|path| path.extension().is_some_and(|e| e == "cuh"))
+        .collect();
     headers.sort();
     let mut text = format!("{} {archs:?}\n", nvcc.display());
     for path in headers.iter().map(PathBuf::as_path).chain([source]) {

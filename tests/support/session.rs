@@ -3,8 +3,8 @@
 use kernels::comm::Communicator;
 use kernels::comm::solo::Solo;
 use kernels::{Backend, DType, Tensor};
-use models::weights::shard::shard_sizes;
 use models::batch::{StepShape, StepUpload};
+use models::weights::shard::shard_sizes;
 use models::{Checkpoint, ForwardBatch, ForwardContext, KvCache, Model, ShardSpec, load_model};
 
 const BLOCK_SIZE: usize = 16;
