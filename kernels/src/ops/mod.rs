@@ -21,7 +21,7 @@ pub use dequantize::dequantize;
 pub use embedding::{Table, embedding};
 pub use gather_rows::gather_rows;
 pub use kv_write::kv_write;
-pub use linear::{Weight, linear, linear_many};
+pub use linear::{Weight, linear, linear_add, linear_many};
 pub use qkv_rope_write::qkv_rope_write;
 pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rope::{RopeTable, rope};
