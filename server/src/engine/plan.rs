@@ -43,6 +43,7 @@ pub struct Chunk {
 /// How to sample the token at `position`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SampleStep {
+    #[serde(with = "shared")]
     pub params: Arc<SamplingParams>,
     /// Place in the sequence of the token to sample: the number of tokens before it.
     pub position: usize,
@@ -71,4 +72,23 @@ pub struct ChunkOutput {
     pub sampled: Option<SampledToken>,
     /// As many as the chunk had targets.
     pub prompt_logprobs: Vec<TokenLogprobs>,
+}
+
+/// A shared value travels as a value of its own.
+pub(crate) mod shared {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::sync::Arc;
+
+    pub fn serialize<T: Serialize, S: Serializer>(
+        value: &Arc<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        T::serialize(value, serializer)
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(deserializer).map(Arc::new)
+    }
 }
