@@ -2,6 +2,7 @@
 
 pub mod reference;
 pub mod cpu;
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,4 @@
+pub mod layout;
+pub mod pack;
+#[cfg(test)]
+mod tests;
