@@ -63,7 +63,7 @@ impl ModelRunner {
         let num_kv_heads = shard_sizes(network, spec)?.num_kv_heads;
         let (num_blocks, block_size) = (config.num_blocks, config.block_size);
         let kv_cache =
-            KvCache::new(network, num_kv_heads, num_blocks, block_size, config.kv_dtype)?;
+            KvCache::new(&config.backend, network, num_kv_heads, num_blocks, block_size, config.kv_dtype)?;
         let hidden_shape = [config.max_num_batched_tokens, network.hidden_size];
         let sampleable_vocab = config.sampleable_vocab.min(network.vocab_size);
         Ok(ModelRunner {
@@ -127,7 +127,8 @@ impl ModelRunner {
         chunks: &mut [ChunkOutput],
     ) -> Result<(), StepError> {
         let rows: Vec<u32> = group.iter().map(|r| r.row).collect();
-        self.logits.set_rows(rows.len());
+        let rows = rows.into();
+        self.logits.set_rows(group.len());
         self.model.logits(&mut self.ctx, &self.hidden, &rows, &mut self.logits)?;
         // Only rank 0's answer is used, but every rank samples: the same logits give the same tokens,
         // and the next plan may leave them to it.
