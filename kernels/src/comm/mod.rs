@@ -1,6 +1,10 @@
 //! How ranks add up their parts.
 
 pub mod solo;
+pub mod local;
+pub mod messages;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 
 use crate::{KernelError, Tensor};
 

@@ -78,7 +78,8 @@ pub struct ServeArgs {
     /// Tokens in one block of the KV cache
     #[arg(long, value_enum, value_name = "TOKENS", default_value_t = BlockSize::B16)]
     pub block_size: BlockSize,
-    /// Devices one model is split over
+    /// Ranks that one model is split over: threads of this process with an equal share of the
+    /// compute threads each, or the processes that mpirun or its like has started
     #[arg(long, visible_alias = "tensor-parallel", value_name = "RANKS")]
     #[arg(default_value_t = 1, value_parser = count(1..=1024))]
     pub tensor_parallel_size: usize,

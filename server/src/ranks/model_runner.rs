@@ -6,7 +6,7 @@ use super::sampler::{RowOutput, RowTask, SampleError, Sampler};
 use crate::engine::{ChunkOutput, LastStep, Plan, SampleStep, StepOutput};
 use kernels::comm::Communicator;
 use kernels::{DType, KernelError, Tensor};
-use models::weights::shard::shard_sizes;
+use models::weights::shard::num_kv_heads;
 use models::{ForwardBatch, ForwardContext, KvCache, LoadError, Model, ShardSpec};
 use std::borrow::Cow;
 
@@ -60,7 +60,7 @@ impl ModelRunner {
         model.reserve(config.max_num_batched_tokens, logit_rows_max)?;
         let network = model.config();
         let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
-        let num_kv_heads = shard_sizes(network, spec)?.num_kv_heads;
+        let num_kv_heads = num_kv_heads(network, spec)?;
         let (num_blocks, block_size) = (config.num_blocks, config.block_size);
         let kv_cache =
             KvCache::new(&config.backend, network, num_kv_heads, num_blocks, block_size, config.kv_dtype)?;

@@ -1,5 +1,7 @@
 //! The group with models whose every answer is known: token t is followed by t + 1.
 
+mod processes;
+
 use super::group::{RankConfig, RankGroup, RankStartError};
 use super::worker::RankSpec;
 use crate::engine::plan::PromptScore;
@@ -9,11 +11,13 @@ use crate::engine::{
 };
 use kernels::comm::Communicator;
 use kernels::comm::solo::Solo;
+use kernels::device::cpu::CpuDevice;
 use kernels::{Backend, DType, KernelError, Tensor};
 use models::config::{Architecture, RopeConfig};
 use models::{ForwardBatch, ForwardContext, LoadError, Model, ModelConfig, TokenId};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 const VOCAB: usize = 300;
 /// Tokens that make the model fail.
@@ -111,6 +115,46 @@ fn one_lost_rank_ends_the_group_while_another_waits_for_it() {
     drop(keep_waiting);
 }
 
+#[test]
+fn a_rank_that_stands_still_is_noticed_and_one_that_is_slow_is_not() {
+    let on_cpu = || RankConfig { backend: Backend::Cpu(CpuDevice::new(1, None)), ..config() };
+    let start = |model: FakeModel| RankGroup::start(on_cpu(), || Ok(Box::new(model)));
+    let (keep_waiting, wait) = channel::<()>();
+    let waits = FakeModel { waits_for: Some(wait), ..FakeModel::new() };
+    let mut group = start(waits).unwrap();
+    assert!(group.stall_time_max.is_some_and(|max| max < Duration::from_secs(8)));
+    group.stall_time_max = Some(Duration::from_secs(1));
+    let begin = Instant::now();
+    let stalled = Err(RunnerError::Stalled { seconds: 1 });
+    assert_eq!(run(&mut group, 0, vec![chunk(0, &[1])]), stalled);
+    assert!(begin.elapsed() >= Duration::from_secs(1));
+    assert_eq!(group.collect(), stalled);
+    drop(keep_waiting);
+
+    let slow = FakeModel { tasks_of_100_ms: 25, ..FakeModel::new() };
+    let mut group = start(slow).unwrap();
+    group.stall_time_max = Some(Duration::from_secs(1));
+    assert!(run(&mut group, 0, vec![chunk(0, &[1])]).is_ok());
+}
+
+#[test]
+fn ranks_of_one_process_add_up_and_end_with_the_one_that_fails() {
+    let configs = vec![config(); 3];
+    let mut group = RankGroup::start_local(configs, |_, spec| {
+        let fails = spec.rank == 2;
+        Ok(Box::new(FakeModel { adds: true, fails, ..FakeModel::new() }))
+    })
+    .unwrap();
+    // The sum over three ranks of token 5, which is then followed by 16.
+    let output = run(&mut group, 0, vec![sampled(0, &[5])]).unwrap();
+    assert_eq!(output.chunks[0].sampled.as_ref().unwrap().token, TokenId(16));
+    let begin = Instant::now();
+    let reason = format!("device lost: token {ERROR}");
+    let failed = Err(RunnerError::RankFailed { rank: 2, reason });
+    assert_eq!(run(&mut group, 1, vec![chunk(0, &[ERROR])]), failed);
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
 fn run(group: &mut RankGroup, step: u64, chunks: Vec<Chunk>) -> Result<StepOutput, RunnerError> {
     group.launch(&Plan { step, chunks })?;
     group.collect()
@@ -190,6 +234,11 @@ struct FakeModel {
     config: ModelConfig,
     seen: Option<Sender<usize>>,
     waits_for: Option<Receiver<()>>,
+    tasks_of_100_ms: usize,
+    /// Sums its hidden states over the ranks.
+    adds: bool,
+    /// Alone of its group: `ERROR` is no matter to the others.
+    fails: bool,
 }
 
 impl FakeModel {
@@ -212,7 +261,7 @@ impl FakeModel {
             tie_word_embeddings: true,
             eos_token_ids: Vec::new(),
         };
-        Self { config, seen: None, waits_for: None }
+        Self { config, seen: None, waits_for: None, tasks_of_100_ms: 0, adds: false, fails: true }
     }
 }
 
@@ -233,13 +282,20 @@ impl Model for FakeModel {
         if let Some(wait) = &self.waits_for {
             let _ = wait.recv();
         }
+        if let Backend::Cpu(device) = &ctx.backend {
+            let nap = |_| std::thread::sleep(Duration::from_millis(100));
+            device.pool.run(self.tasks_of_100_ms, &nap);
+        }
         assert_eq!(hidden.rows(), batch.num_tokens());
         for (row, &token) in hidden.f32_mut().chunks_mut(2).zip(&batch.token_ids) {
             assert!(token != PANIC, "token {token} is cursed");
-            if token == ERROR {
+            if token == ERROR && self.fails {
                 return Err(KernelError::Device(format!("token {token}")));
             }
             row[0] = token as f32;
+        }
+        if self.adds {
+            ctx.communicator.all_reduce_sum(hidden)?;
         }
         Ok(())
     }
