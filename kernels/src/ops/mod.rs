@@ -7,6 +7,7 @@ pub mod embedding;
 pub mod gather_rows;
 pub mod kv_write;
 pub mod linear;
+pub mod qkv_rope_write;
 pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
@@ -20,7 +21,8 @@ pub use embedding::{Table, embedding};
 pub use gather_rows::gather_rows;
 pub use kv_write::kv_write;
 pub use linear::{Weight, linear, linear_many};
-pub use rms_norm::rms_norm;
+pub use qkv_rope_write::qkv_rope_write;
+pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rope::{RopeTable, rope};
 pub use silu_mul::silu_mul;
 
@@ -29,6 +31,15 @@ use crate::{Backend, DType, KernelError, Tensor};
 /// The answer of an op that a backend does without.
 fn not_on(op: &'static str, backend: &Backend) -> KernelError {
     KernelError::Backend { op, backend: backend.name() }
+}
+
+/// Rows of a tensor that go with `indices`: as many, and on a GPU any number from there on, for a
+/// recorded step has padding behind its rows.
+fn rows_for(backend: &Backend, indices: &[u32], tensor: &Tensor) -> usize {
+    match backend {
+        Backend::Cuda(_) => tensor.rows().max(indices.len()),
+        Backend::Reference | Backend::Cpu(_) => indices.len(),
+    }
 }
 
 /// The check every contract makes: `tensor` has `dtype` and exactly `shape`.
