@@ -150,7 +150,7 @@ __device__ __forceinline__ void combine(T* out, const float* partial_sums,
 // Grid: any. partial_sums [partial_splits_max, split_tokens_max, heads, head_dim], partial_stats the
 // same without head_dim (largest score, sum of weights), item_start [num_seqs + 1].
 #define DECODE(name, Act, head_dim)                                                                  \
-    extern "C" __global__ void __launch_bounds__(128, 2) name(                                       \
+    extern "C" __global__ void __launch_bounds__(128, head_dim > 64 ? 3 : 4) name(                   \
         Act* out, float* partial_sums, float2* partial_stats, uint32_t* item_start, const Act* q,    \
         const Act* k_cache, const Act* v_cache, const uint32_t* query_start,                         \
         const uint32_t* context_len, const uint32_t* block_tables, float scale, uint32_t heads,      \

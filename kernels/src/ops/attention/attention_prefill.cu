@@ -60,11 +60,11 @@ __device__ __forceinline__ void prefill(typename P::Act* out, const Inputs<typen
                                                                     split_tokens_max);              \
     }
 
-PREFILL(attention_prefill_32_bf16, __nv_bfloat16, 32, 4, 1, 4, 2)
-PREFILL(attention_prefill_64_bf16, __nv_bfloat16, 64, 4, 1, 4, 2)
+PREFILL(attention_prefill_32_bf16, __nv_bfloat16, 32, 4, 1, 4, 3)
+PREFILL(attention_prefill_64_bf16, __nv_bfloat16, 64, 4, 1, 4, 3)
 PREFILL(attention_prefill_128_bf16, __nv_bfloat16, 128, 4, 1, 2, 2)
 PREFILL(attention_prefill_256_bf16, __nv_bfloat16, 256, 4, 2, 2, 1)
-PREFILL(attention_prefill_32_f16, __half, 32, 4, 1, 4, 2)
-PREFILL(attention_prefill_64_f16, __half, 64, 4, 1, 4, 2)
+PREFILL(attention_prefill_32_f16, __half, 32, 4, 1, 4, 3)
+PREFILL(attention_prefill_64_f16, __half, 64, 4, 1, 4, 3)
 PREFILL(attention_prefill_128_f16, __half, 128, 4, 1, 2, 2)
 PREFILL(attention_prefill_256_f16, __half, 256, 4, 2, 2, 1)
