@@ -9,8 +9,8 @@ mod occupancy;
 mod params;
 mod render;
 
-use crate::process::root;
 use crate::cuda_toolchain;
+use crate::process::root;
 use anyhow::{Context, Result, bail};
 use facts::Kernel;
 

@@ -26,7 +26,21 @@ pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rope::{RopeTable, rope};
 pub use silu_mul::silu_mul;
 
+use crate::device::cuda::KernelSpec;
 use crate::{Backend, DType, KernelError, Tensor};
+
+/// Every CUDA kernel of every op, as the host launches it.
+pub fn cuda_kernels() -> impl Iterator<Item = &'static KernelSpec> {
+    let tables = [
+        add::cuda::KERNELS,
+        embedding::cuda::KERNELS,
+        gather_rows::cuda::KERNELS,
+        qkv_rope_write::cuda::KERNELS,
+        rms_norm::cuda::KERNELS,
+        silu_mul::cuda::KERNELS,
+    ];
+    tables.into_iter().flatten()
+}
 
 /// The answer of an op that a backend does without.
 fn not_on(op: &'static str, backend: &Backend) -> KernelError {

@@ -54,7 +54,9 @@ pub fn compile_all() -> Result<Vec<Module>> {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
-                    let Some(source) = next.lock().expect("no panic holds it").next() else { break };
+                    let Some(source) = next.lock().expect("no panic holds it").next() else {
+                        break;
+                    };
                     let module = compile(source);
                     modules.lock().expect("no panic holds it").push(module);
                 }

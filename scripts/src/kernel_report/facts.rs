@@ -89,7 +89,9 @@ fn entries(ptx: &str) -> Vec<(String, u32)> {
         if let Some(rest) = line.strip_prefix(".visible .entry ") {
             let name = rest.split('(').next().unwrap_or_default().trim();
             entries.push((name.to_string(), 0));
-        } else if let (Some(rest), Some(last)) = (line.strip_prefix(".maxntid "), entries.last_mut()) {
+        } else if let (Some(rest), Some(last)) =
+            (line.strip_prefix(".maxntid "), entries.last_mut())
+        {
             last.1 = rest.split(',').next().and_then(|x| x.trim().parse().ok()).unwrap_or(0);
         }
     }
@@ -105,7 +107,8 @@ fn resources(log: &str) -> Result<BTreeMap<(String, String), Resources>> {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
             let mut parts = rest.split('\'');
             let name = parts.next().context("the kernel's name")?;
-            let arch = parts.nth(1).and_then(|a| a.strip_prefix("sm_")).context("its architecture")?;
+            let arch =
+                parts.nth(1).and_then(|a| a.strip_prefix("sm_")).context("its architecture")?;
             current = Some((name.to_string(), arch.to_string()));
             found = Resources::default();
         } else if line.contains("bytes stack frame") {
@@ -233,12 +236,8 @@ ptxas info    : Used 90 registers, used 1 barriers
     fn registers_spills_and_shared_memory_are_read_for_each_architecture() {
         let all = resources(LOG).expect("a known text");
         let old = all[&("a_f16".to_string(), "80".to_string())];
-        let expected = Resources {
-            registers: 115,
-            stack_bytes: 16,
-            spill_bytes: 20,
-            static_shared_bytes: 32,
-        };
+        let expected =
+            Resources { registers: 115, stack_bytes: 16, spill_bytes: 20, static_shared_bytes: 32 };
         assert_eq!(old, expected);
         let new = all[&("a_f16".to_string(), "90".to_string())];
         assert_eq!(new, Resources { registers: 90, ..Resources::default() });

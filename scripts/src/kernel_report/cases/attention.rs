@@ -1,7 +1,9 @@
 //! Attention: a slice is one sequence and one kv head with its query heads.
 
-use super::{ACT_BYTES, CONTEXT, Case, Class, F32_BYTES, Fill, Limits, Model, PREFILL_TOKENS, Value};
 use super::case;
+use super::{
+    ACT_BYTES, CONTEXT, Case, Class, F32_BYTES, Fill, Limits, Model, PREFILL_TOKENS, Value,
+};
 
 /// As in ops/attention/cuda.rs.
 const SPLIT_KEYS: usize = 256;
@@ -58,7 +60,10 @@ fn decode(model: &Model, class: &Class) -> Case {
     let kernel = format!("attention_combine_{dim}_bf16");
     case.launch(&kernel, [group.div_ceil(4) as u32, 1, 1], 0, args);
 
-    case.slice = format!("1 of {} sequences of {CONTEXT} keys, 1 of {} kv heads", class.rows, model.kv_heads);
+    case.slice = format!(
+        "1 of {} sequences of {CONTEXT} keys, 1 of {} kv heads",
+        class.rows, model.kv_heads
+    );
     case.num_slices = (class.rows * model.kv_heads) as f64;
     let kv_bytes = (2 * CONTEXT * model.kv_heads * dim * ACT_BYTES) as f64;
     let qo_bytes = (2 * model.heads * dim * ACT_BYTES) as f64;

@@ -56,7 +56,8 @@ fn product(model: &Model, class: &Class, projection: &Projection, format: Format
     let num_columns = n.div_ceil(TILE_N);
     let num_row_blocks = class.rows.div_ceil(rows);
     let splits = if class.is_prefill { 1 } else { layout.num_splits() };
-    case.slice = format!("{rows} of {} rows, {TILE_N} of {n} outputs, all {splits} splits", class.rows);
+    case.slice =
+        format!("{rows} of {} rows, {TILE_N} of {n} outputs, all {splits} splits", class.rows);
     case.num_slices = (num_columns * num_row_blocks) as f64;
 
     let out = case.result(rows * TILE_N * out_bytes);
@@ -69,7 +70,8 @@ fn product(model: &Model, class: &Class, projection: &Projection, format: Format
     let partials = case.buffer(splits * rows * TILE_N * F32_BYTES, Fill::Scratch);
     let arrivals = case.zeros(size_of::<u32>());
     let epilogue = if out_bytes == ACT_BYTES { 0 } else { 1 };
-    let numbers = [rows, TILE_N, k, layout.steps_per_split(), epilogue].map(|n| Value::U32(n as u32));
+    let numbers =
+        [rows, TILE_N, k, layout.steps_per_split(), epilogue].map(|n| Value::U32(n as u32));
     let mut args = vec![out, x, codes, headers, Value::Null, partials, arrivals];
     args.extend(numbers);
     let kernel = format!("linear_{}_bf16_m{}", stem(format), BLOCKS[block]);
@@ -79,8 +81,8 @@ fn product(model: &Model, class: &Class, projection: &Projection, format: Format
     let (x_bytes, y_bytes) = (class.rows * k * ACT_BYTES, class.rows * n * out_bytes);
     case.minimal_bytes = weight_bytes + (x_bytes + y_bytes) as f64;
     // x for every column tile, W for every block of rows.
-    case.reread_bytes = ((num_columns - 1) * x_bytes) as f64
-        + (num_row_blocks - 1) as f64 * weight_bytes;
+    case.reread_bytes =
+        ((num_columns - 1) * x_bytes) as f64 + (num_row_blocks - 1) as f64 * weight_bytes;
     case.wide_bytes = weight_bytes * num_row_blocks as f64;
     case.flops = 2.0 * class.rows as f64 * n as f64 * k as f64;
     case.limits = if class.is_prefill { Limits::WAYS } else { Limits::BOTH };
