@@ -20,7 +20,7 @@ pub use dequantize::dequantize;
 pub use embedding::{Table, embedding};
 pub use gather_rows::gather_rows;
 pub use kv_write::kv_write;
-pub use linear::{Weight, linear, linear_many};
+pub use linear::{Weight, linear, linear_add, linear_many};
 pub use qkv_rope_write::qkv_rope_write;
 pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rope::{RopeTable, rope};
@@ -33,8 +33,10 @@ use crate::{Backend, DType, KernelError, Tensor};
 pub fn cuda_kernels() -> impl Iterator<Item = &'static KernelSpec> {
     let tables = [
         add::cuda::KERNELS,
+        attention::cuda::KERNELS,
         embedding::cuda::KERNELS,
         gather_rows::cuda::KERNELS,
+        linear::cuda::KERNELS,
         qkv_rope_write::cuda::KERNELS,
         rms_norm::cuda::KERNELS,
         silu_mul::cuda::KERNELS,

@@ -62,8 +62,14 @@ impl ModelRunner {
         let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
         let num_kv_heads = num_kv_heads(network, spec)?;
         let (num_blocks, block_size) = (config.num_blocks, config.block_size);
-        let kv_cache =
-            KvCache::new(&config.backend, network, num_kv_heads, num_blocks, block_size, config.kv_dtype)?;
+        let kv_cache = KvCache::new(
+            &config.backend,
+            network,
+            num_kv_heads,
+            num_blocks,
+            block_size,
+            config.kv_dtype,
+        )?;
         let hidden_shape = [config.max_num_batched_tokens, network.hidden_size];
         let sampleable_vocab = config.sampleable_vocab.min(network.vocab_size);
         Ok(ModelRunner {

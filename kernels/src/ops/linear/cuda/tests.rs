@@ -1,7 +1,8 @@
-//! Reads packed weights as the kernels do, lane by lane, and compares with the checkpoint's values.
+//! Packed weights read as the kernels do, lane by lane, and the plans of launches.
 
 use super::layout::{Format, Layout, TILE_K, TILE_N};
 use super::pack::Packed;
+use super::*;
 use crate::DType;
 use crate::ops::dequantize::dequantize;
 use crate::ops::linear::tests::weight_bytes;
@@ -171,6 +172,89 @@ fn lanes_find_the_values_of_the_checkpoint_and_zeros_around_them() {
             let inside = if row < n { k } else { 0 };
             assert_same_bits(&values[..inside], &expected[row * inside..][..inside], &name);
             assert!(values[inside..].iter().all(|&x| x == 0.0), "{name}: padding of row {row}");
+        }
+    }
+}
+
+/// The kernels' sources, in the order of `Format::ALL`, with the name of each format there.
+const SOURCES: [(&str, &str); 5] = [
+    ("Plain", include_str!("../linear_plain.cu")),
+    ("W8", include_str!("../linear_w8.cu")),
+    ("W4", include_str!("../linear_w4.cu")),
+    ("W4K", include_str!("../linear_w4k.cu")),
+    ("W8K", include_str!("../linear_w8k.cu")),
+];
+
+#[test]
+fn launches_are_those_that_the_sources_are_compiled_for() {
+    let mut lines = Vec::new();
+    for ((format, (name, _)), kernels) in
+        Format::ALL.into_iter().zip(SOURCES).zip(KERNELS.chunks(2 * HEIGHTS.len()))
+    {
+        for (i, kernel) in kernels.iter().enumerate() {
+            let activation = if i < HEIGHTS.len() { "__nv_bfloat16" } else { "__half" };
+            let i = i % HEIGHTS.len();
+            let (height, stages) = (HEIGHTS[i], num_stages(format)[i]);
+            lines.push(format!(
+                "LINEAR_KERNEL({}, {activation}, {name}, {height}, {stages})",
+                kernel.name
+            ));
+        }
+    }
+    let sources = SOURCES.iter().flat_map(|(_, source)| source.lines());
+    let compiled: Vec<&str> = sources.filter(|line| line.starts_with("LINEAR_KERNEL")).collect();
+    assert_eq!(compiled, lines);
+}
+
+#[test]
+fn blocks_fit_the_shared_memory_of_small_devices() {
+    for format in Format::ALL {
+        for height in 0..HEIGHTS.len() {
+            // What arrive_last keeps beside the dynamic part.
+            let bytes = shared_bytes(format, height) + 16;
+            assert!(bytes <= 99 << 10, "{format:?} {height}: {bytes}");
+        }
+    }
+}
+
+#[test]
+fn few_rows_take_low_blocks_and_fill_the_device_with_splits() {
+    let wide = Layout { format: Format::W4K, out_features: 4096, in_features: 4096 };
+    let vocabulary = Layout { format: Format::Plain, out_features: 151_936, in_features: 1024 };
+    let cases = [
+        // layout, rows, height, grid
+        (wide, 1, 16, [1, 32, 4]),
+        (wide, 17, 32, [1, 32, 4]),
+        (wide, 64, 64, [1, 32, 4]),
+        (wide, 256, 128, [2, 32, 4]),
+        (wide, 512, 128, [4, 32, 1]),
+        (wide, 8192, 128, [64, 32, 1]),
+        (vocabulary, 1, 16, [1, 1187, 1]),
+    ];
+    for (layout, rows, height, grid) in cases {
+        let plan = Plan::new(&layout, rows);
+        let geometry = plan.geometry(&layout, rows);
+        assert_eq!((HEIGHTS[plan.height], geometry.grid), (height, grid), "{layout:?} {rows}");
+    }
+}
+
+#[test]
+fn partial_sums_of_every_plan_fit_the_workspace() {
+    for format in Format::ALL {
+        for n in [1, 896, 1152, 4096, 16_256, 27_648, 151_936] {
+            for k in [256, 896, 4096, 27_648] {
+                let k = usize::next_multiple_of(k, format.header_k());
+                let layout = Layout { format, out_features: n, in_features: k };
+                for rows in [1, 16, 63, 64, 65, 100, 1000, 2300, 8192, 16_384] {
+                    let plan = Plan::new(&layout, rows);
+                    if plan.splits == Splits::SideBySide {
+                        let bytes = ARRIVALS_BYTES + plan.partials_bytes(&layout, rows);
+                        assert!(bytes <= CudaDevice::WORKSPACE_BYTES, "{layout:?} {rows}");
+                        let blocks = plan.num_blocks_of_split(&layout, rows);
+                        assert!(blocks * 4 <= ARRIVALS_BYTES, "{layout:?} {rows}");
+                    }
+                }
+            }
         }
     }
 }
