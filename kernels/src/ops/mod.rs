@@ -10,6 +10,7 @@ pub mod linear;
 pub mod qkv_rope_write;
 pub mod rms_norm;
 pub mod rope;
+pub mod sampling;
 pub mod silu_mul;
 #[cfg(test)]
 pub(crate) mod testing;

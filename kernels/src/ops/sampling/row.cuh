@@ -23,7 +23,7 @@ constexpr uint32_t TASK_GREEDY = 1, TASK_DRAW = 2, TASK_SCORE = 3;
 struct SampleRow {
     u64 seed, position;
     double min_p_depth;
-    uint32_t task, top, target, edited;
+    uint32_t task, top, target, has_edits;
     float temperature, top_p;
     uint32_t top_k;
     float repetition_penalty, presence_penalty, frequency_penalty;

@@ -8,7 +8,7 @@ struct Scan {
     float* edited;
     const SampleRow* row;
     const uint32_t* lists;
-    uint32_t pending_token;
+    const uint32_t* token_ids;
     bool has_bans;
 };
 
@@ -89,7 +89,7 @@ __device__ __forceinline__ void edit(float (&x)[PER_WARP][4], const Scan& scan, 
             count(history[i], i);
         }
         if (threadIdx.x == 0 && row.pending != NONE) {
-            count(scan.pending_token, row.history_len);
+            count(scan.token_ids[row.pending], row.history_len);
         }
         __syncthreads();
         each_mark<PER_WARP, WARPS>(x, marks, [&](float& x, uint32_t mark) {
