@@ -8,6 +8,7 @@ mod kernel_report;
 mod process;
 mod soak;
 mod test;
+mod virtual_gpu;
 
 use clap::{Parser, Subcommand};
 
@@ -34,6 +35,8 @@ enum Chore {
     Soak(soak::Args),
     /// Compare speed with llama.cpp's server on the same file, in turns
     Floor(floor::Args),
+    /// Build the Virtual GPU, on which CUDA code runs without a GPU, and say how to use it
+    VirtualGpu(virtual_gpu::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -45,5 +48,6 @@ fn main() -> anyhow::Result<()> {
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Soak(args) => soak::run(&args),
         Chore::Floor(args) => floor::run(&args),
+        Chore::VirtualGpu(args) => virtual_gpu::run(&args),
     }
 }

@@ -7,7 +7,7 @@ use models::{Checkpoint, TokenId, load_model};
 use server::engine::{
     CacheSalt, Event, FinishReason, Request, SampledToken, SamplingParams, TokenLogprobs,
 };
-use server::ranks::{RankConfig, RankGroup};
+use server::ranks::{CudaGraphs, RankConfig, RankGroup};
 use std::path::{Path, PathBuf};
 
 /// Ids that the tokenizer of the tiny checkpoints knows; the embedding has more rows.
@@ -68,6 +68,9 @@ pub fn start_ranks(
         max_num_batched_tokens: limits.max_num_batched_tokens,
         pin_core: None,
         sampleable_vocab,
+        max_model_len: MODEL_LEN_MAX,
+        cuda_graphs: CudaGraphs::On,
+        stall_time_max: None,
     };
     let checkpoint = Checkpoint::open(path).unwrap();
     RankGroup::start_local(backends.iter().map(config).collect(), move |backend, spec| {

@@ -66,6 +66,9 @@ pub enum StartupError {
          processes, one for each rank; make them equal"
     )]
     ProcessCount { asked: usize, started: usize },
+    /// A GPU cannot be opened or asked.
+    #[error("--device: {0}")]
+    Device(kernels::KernelError),
     #[error("MPI: {reason}")]
     Mpi { reason: String },
     #[error("loading the model failed without a reason; a message above tells more")]

@@ -16,6 +16,7 @@ use kernels::{Backend, DType, Indices, KernelError, Tensor};
 use models::batch::{StepShape, StepUpload};
 use models::weights::shard::shard_sizes;
 use models::{ForwardBatch, ForwardContext, KvCache, LoadError, Model, ShardSpec};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// Rows whose logits are in memory at a time, as on the CPU.
@@ -69,7 +70,10 @@ impl StepRunner for CudaRunner {
     fn launch(&mut self, plan: &Plan) -> Result<(), StepError> {
         assert!(self.under_way.len() < PLANS_UNDER_WAY_MAX, "too many plans are under way");
         let feed = self.fill_batch(plan);
-        let rows = rows_of(plan);
+        // Histories that lack their last token get it on the device.
+        let steps: Vec<_> =
+            plan.chunks.iter().map(|c| c.sample.as_ref().map(Cow::Borrowed)).collect();
+        let rows = rows_of(plan, &steps);
         self.batch.logit_rows.extend_from_slice(&row_numbers(&rows));
         let shape = self.shape_of(plan);
         self.upload.upload(&mut self.batch, shape)?;

@@ -2,7 +2,7 @@
 
 use super::leader::Leader;
 use super::link::{RankLink, Reply};
-use super::progress::{Counted, LOOK_INTERVAL, Progress, STALL_TIME_MAX, Watch};
+use super::progress::{Counted, LOOK_INTERVAL, Progress, Watch};
 use super::worker::{self, RankSpec};
 use crate::engine::{PLANS_UNDER_WAY_MAX, Plan, Runner, RunnerError, StepOutput};
 use kernels::comm::Communicator;
@@ -24,7 +24,7 @@ pub struct RankConfig {
     pub num_blocks: usize,
     /// Tokens in a block.
     pub block_size: usize,
-    /// F32 or F16.
+    /// F32 or F16; on a GPU its activation format.
     pub kv_dtype: DType,
     /// Most chunks in a plan.
     pub max_num_seqs: usize,
@@ -34,6 +34,21 @@ pub struct RankConfig {
     pub pin_core: Option<usize>,
     /// Token ids from here on are padding of the embedding and never sampled.
     pub sampleable_vocab: usize,
+    /// Most tokens of a sequence.
+    pub max_model_len: usize,
+    /// On a GPU.
+    pub cuda_graphs: CudaGraphs,
+    /// Ranks that stand still for so long count as lost; `None`: never.
+    pub stall_time_max: Option<Duration>,
+}
+
+/// Whether decode steps are recorded once and replayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CudaGraphs {
+    #[default]
+    On,
+    /// Every kernel is launched by itself: the plain form, for checking.
+    Off,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -137,7 +152,7 @@ impl RankGroup {
         // A rank has an answer outstanding to each plan under way and, when it ends, one failure.
         let num_ranks = specs.len() + num_others;
         let (reply_sender, replies) = sync_channel((PLANS_UNDER_WAY_MAX + 1) * num_ranks);
-        let stall_time_max = stall_time_max(&specs[0].config.backend);
+        let stall_time_max = stall_time_max(&specs[0].config);
         let mut progress = Progress::default();
         let mut links = Vec::with_capacity(specs.len());
         let mut started = Vec::with_capacity(specs.len());
@@ -274,9 +289,9 @@ fn count(mut spec: RankSpec, progress: &mut Progress) -> RankSpec {
 }
 
 /// The reference is for checking and counts only sums: with a large model they are far apart.
-fn stall_time_max(backend: &Backend) -> Option<Duration> {
-    match backend {
+fn stall_time_max(config: &RankConfig) -> Option<Duration> {
+    match config.backend {
         Backend::Reference => None,
-        _ => Some(STALL_TIME_MAX),
+        Backend::Cpu(_) | Backend::Cuda(_) => config.stall_time_max,
     }
 }

@@ -1,5 +1,7 @@
 //! Computes what the engine decided, one worker thread per device, in this process or in others.
 
+mod cuda_runner;
+mod cuda_sampler;
 pub mod follower;
 pub mod group;
 pub mod leader;
@@ -7,7 +9,9 @@ mod link;
 mod model_runner;
 mod peers;
 pub mod progress;
+mod rows;
 pub mod sampler;
+mod step_runner;
 mod wire;
 mod worker;
 
@@ -15,6 +19,6 @@ mod worker;
 mod tests;
 
 pub use follower::Follower;
-pub use group::{RankConfig, RankGroup, RankStartError};
+pub use group::{CudaGraphs, RankConfig, RankGroup, RankStartError};
 pub use leader::Leader;
 pub use wire::{Room, Setup};

@@ -2,7 +2,8 @@
 
 mod processes;
 
-use super::group::{RankConfig, RankGroup, RankStartError};
+use super::group::{CudaGraphs, RankConfig, RankGroup, RankStartError};
+use super::progress::STALL_TIME_MAX;
 use super::worker::RankSpec;
 use crate::engine::plan::PromptScore;
 use crate::engine::{
@@ -188,6 +189,9 @@ fn config() -> RankConfig {
         max_num_batched_tokens: 256,
         pin_core: None,
         sampleable_vocab: VOCAB,
+        max_model_len: 1024,
+        cuda_graphs: CudaGraphs::On,
+        stall_time_max: Some(STALL_TIME_MAX),
     }
 }
 

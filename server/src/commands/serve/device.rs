@@ -1,10 +1,13 @@
 //! What computes: a device for each rank of this process, and which cores it has.
 
-use crate::config::{ComputeConfig, CpuPin, DeviceChoice};
+use crate::commands::StartupError;
+use crate::config::{ComputeConfig, CpuPin, DeviceChoice, cuda_obstacle};
 use crate::machine;
-use kernels::Backend;
 use kernels::device::cpu::CpuDevice;
+use kernels::device::cuda::{self, CudaDevice};
 use kernels::device::thread_pool::THREADS_MAX;
+use kernels::{Backend, DType, KernelError};
+use std::ops::Range;
 
 /// The devices of the ranks in this process.
 pub struct Devices {
@@ -20,8 +23,18 @@ pub struct RankDevice {
 }
 
 impl Devices {
-    /// For `num_ranks` ranks that share the threads of this process out evenly, at least one each.
-    pub fn share(config: &ComputeConfig, num_ranks: usize) -> Devices {
+    /// For `num_ranks` ranks that share the threads of this process out evenly, at least one each; on
+    /// GPUs, one for each rank. `activation`: what a GPU computes in.
+    ///
+    /// Errors: there are not enough GPUs.
+    pub fn share(
+        config: &ComputeConfig,
+        num_ranks: usize,
+        activation: DType,
+    ) -> Result<Devices, StartupError> {
+        if uses_cuda(config.device) {
+            return Self::on_gpus(0..num_ranks, activation);
+        }
         let num_threads = config.threads.unwrap_or_else(machine::cores);
         let each = (num_threads / num_ranks).clamp(1, THREADS_MAX);
         let cores = match config.cpu_pin {
@@ -29,19 +42,41 @@ impl Devices {
             CpuPin::On => machine::all_cores().or_else(|| Some((0..each * num_ranks).collect())),
             CpuPin::Auto => machine::all_cores().filter(|cores| cores.len() == num_threads),
         };
-        Self::with_cores(config, num_ranks, each, cores)
+        Ok(Self::with_cores(config, num_ranks, each, cores))
     }
 
     /// For the rank of this process, one of `local_size` processes on this machine. Where the
     /// launcher has given each its own cores it takes all of them, else its share.
-    pub fn one_of(config: &ComputeConfig, local_size: usize) -> Devices {
+    ///
+    /// Errors: as `share`.
+    pub fn one_of(
+        config: &ComputeConfig,
+        rank: usize,
+        local_size: usize,
+        activation: DType,
+    ) -> Result<Devices, StartupError> {
+        if uses_cuda(config.device) {
+            // Launchers place neighbouring ranks on one machine.
+            let gpu = rank % local_size;
+            return Self::on_gpus(gpu..gpu + 1, activation);
+        }
         let share = || match machine::is_bound_to_cores() {
             true => machine::cores(),
             false => machine::cores() / local_size,
         };
         let num_threads = config.threads.unwrap_or_else(share).clamp(1, THREADS_MAX);
         // Which cores the other processes have is not known here.
-        Self::with_cores(config, 1, num_threads, None)
+        Ok(Self::with_cores(config, 1, num_threads, None))
+    }
+
+    fn on_gpus(ordinals: Range<usize>, activation: DType) -> Result<Devices, StartupError> {
+        let rank = |ordinal| {
+            let device = CudaDevice::open(ordinal).map_err(StartupError::Device)?;
+            let backend = Backend::Cuda(device.with_activation(activation));
+            Ok(RankDevice { backend, pin_core: None })
+        };
+        let ranks = ordinals.map(rank).collect::<Result<_, StartupError>>()?;
+        Ok(Devices { ranks, num_threads_each: 0, is_pinned: false })
     }
 
     fn with_cores(
@@ -66,6 +101,27 @@ impl Devices {
     }
 }
 
+/// Whether models are served on GPUs. `check_device` made sure that there is one where it is asked
+/// for.
+pub fn uses_cuda(choice: DeviceChoice) -> bool {
+    match choice {
+        DeviceChoice::Cuda => true,
+        DeviceChoice::Auto => cuda_obstacle().is_none(),
+        DeviceChoice::Cpu | DeviceChoice::Reference => false,
+    }
+}
+
+/// Bytes that the ranks may take on the fullest of their GPUs.
+///
+/// Errors: a GPU cannot be asked.
+pub fn free_gpu_memory(config: &ComputeConfig) -> Result<u64, StartupError> {
+    let num_gpus = cuda::device_count().min(config.tensor_parallel);
+    let free = |ordinal| Ok(CudaDevice::open(ordinal)?.memory()?.0);
+    let least = (0..num_gpus).map(free).collect::<Result<Vec<usize>, KernelError>>();
+    let least = least.map_err(StartupError::Device)?.into_iter().min().unwrap_or(0);
+    Ok((least as f64 * config.gpu_memory_fraction) as u64)
+}
+
 impl std::fmt::Display for Devices {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.ranks.len() > 1 {
@@ -77,6 +133,10 @@ impl std::fmt::Display for Devices {
                 let threads = if self.num_threads_each == 1 { "thread" } else { "threads" };
                 write!(f, "cpu, {:?}, {} {threads}{pinned}", cpu.isa, self.num_threads_each)
             }
+            Backend::Cuda(device) => {
+                let activation = device.activation_dtype().name().to_lowercase();
+                write!(f, "cuda, {}, {activation}", device.name())
+            }
             other => write!(f, "{}: plain loops, for checking, very slow", other.name()),
         }
     }
@@ -85,6 +145,7 @@ impl std::fmt::Display for Devices {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ranks::CudaGraphs;
 
     fn devices(threads: usize, num_ranks: usize) -> Devices {
         let config = ComputeConfig {
@@ -92,8 +153,11 @@ mod tests {
             threads: Some(threads),
             cpu_pin: CpuPin::Off,
             tensor_parallel: num_ranks,
+            gpu_memory_fraction: 0.9,
+            cuda_graphs: CudaGraphs::On,
+            stall_time_max: None,
         };
-        Devices::share(&config, num_ranks)
+        Devices::share(&config, num_ranks, DType::BF16).expect("there is a CPU")
     }
 
     #[test]

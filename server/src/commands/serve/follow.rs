@@ -30,11 +30,16 @@ fn follow(config: &ServeConfig, others: Others, follower: &Follower) -> Result<(
     let Others { messages, communicator } = others;
     let model = Opened::find(config, Some(&*messages))?;
     let setup = follower.offer(model.room())?;
-    let devices = Devices::one_of(&config.compute, messages.local_size());
+    let devices = Devices::one_of(
+        &config.compute,
+        messages.rank(),
+        messages.local_size(),
+        model.activation(),
+    )?;
     let spec = ShardSpec { rank: messages.rank(), world_size: messages.world_size() };
     tracing::info!("rank {} of {}: {devices}", spec.rank, spec.world_size);
     let device = &devices.ranks[0];
-    let (rank_config, backend) = (rank_config(&setup, device), device.backend.clone());
+    let (rank_config, backend) = (rank_config(config, &setup, device), device.backend.clone());
     let max_model_len = setup.room.max_model_len;
     let result = follower.follow(rank_config, communicator, move || {
         models::load_model(&backend, &model.checkpoint, spec, max_model_len)

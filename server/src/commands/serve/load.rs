@@ -1,7 +1,7 @@
 //! From MODEL to a running engine: find, open, plan memory, load weights, start the threads.
 
-use super::device::{Devices, RankDevice};
-use super::memory::{self, MemoryPlan, MemoryRequest, RankShare};
+use super::device::{self, Devices, RankDevice, uses_cuda};
+use super::memory::{self, CacheShare, MemoryPlan, MemoryRequest, RankShare};
 use super::processes::Others;
 use crate::commands::StartupError;
 use crate::config::{
@@ -108,10 +108,17 @@ impl Opened {
         let here = messages.map_or(world_size, |messages| messages.local_size());
         let spec = ShardSpec { rank: 0, world_size };
         let kv_heads_each = num_kv_heads(&checkpoint.config, spec)?;
+        // Each GPU holds one rank, the memory of the host all that are here.
+        let here = if uses_cuda(config.compute.device) { 1 } else { here };
         let ranks = RankShare { world_size, here, kv_heads_each };
-        let kv_dtype = kv_dtype(config);
+        let kv_dtype = kv_dtype(config, &checkpoint);
         let memory = plan_memory(config, &checkpoint, &found.path, kv_dtype, ranks)?;
         Ok(Opened { name: found.name, path: found.path, checkpoint, memory, kv_dtype })
+    }
+
+    /// What a GPU computes the model in.
+    pub fn activation(&self) -> DType {
+        models::cuda_activation(&self.checkpoint)
     }
 
     pub fn room(&self) -> Room {
@@ -137,16 +144,23 @@ impl Room {
 }
 
 /// What a rank on `device` allocates.
-pub fn rank_config(setup: &Setup, device: &RankDevice) -> RankConfig {
+pub fn rank_config(config: &ServeConfig, setup: &Setup, device: &RankDevice) -> RankConfig {
     RankConfig {
         backend: device.backend.clone(),
         num_blocks: setup.room.num_blocks,
         block_size: setup.block_size,
-        kv_dtype: if setup.kv_in_f16 { DType::F16 } else { DType::F32 },
+        kv_dtype: match &device.backend {
+            Backend::Cuda(gpu) => gpu.activation_dtype(),
+            _ if setup.kv_in_f16 => DType::F16,
+            _ => DType::F32,
+        },
         max_num_seqs: setup.max_num_seqs,
         max_num_batched_tokens: setup.max_num_batched_tokens,
         pin_core: device.pin_core,
         sampleable_vocab: setup.sampleable_vocab,
+        max_model_len: setup.room.max_model_len,
+        cuda_graphs: config.compute.cuda_graphs,
+        stall_time_max: config.compute.stall_time_max,
     }
 }
 
@@ -156,8 +170,9 @@ fn start_local(
     model: Opened,
     setup: &Setup,
 ) -> Result<(RankGroup, String), StartupError> {
-    let devices = Devices::share(&config.compute, config.compute.tensor_parallel);
-    let configs = devices.ranks.iter().map(|device| rank_config(setup, device)).collect();
+    let num_ranks = config.compute.tensor_parallel;
+    let devices = Devices::share(&config.compute, num_ranks, model.activation())?;
+    let configs = devices.ranks.iter().map(|device| rank_config(config, setup, device)).collect();
     let (checkpoint, max_model_len) = (model.checkpoint, setup.room.max_model_len);
     let group = RankGroup::start_local(configs, move |backend, spec| {
         models::load_model(backend, &checkpoint, spec, max_model_len)
@@ -173,9 +188,10 @@ fn start_leading(
     others: Others,
     leader: Leader,
 ) -> Result<(RankGroup, String), StartupError> {
-    let devices = Devices::one_of(&config.compute, others.messages.local_size());
+    let (rank, local_size) = (others.messages.rank(), others.messages.local_size());
+    let devices = Devices::one_of(&config.compute, rank, local_size, model.activation())?;
     let device = &devices.ranks[0];
-    let (rank_config, backend) = (rank_config(setup, device), device.backend.clone());
+    let (rank_config, backend) = (rank_config(config, setup, device), device.backend.clone());
     let spec = ShardSpec { rank: 0, world_size: others.messages.world_size() };
     let max_model_len = setup.room.max_model_len;
     let group = RankGroup::start_leading(leader, rank_config, others.communicator, move || {
@@ -184,7 +200,10 @@ fn start_leading(
     Ok((group, format!("rank 0 of {} processes: {devices}", spec.world_size)))
 }
 
-fn kv_dtype(config: &ServeConfig) -> DType {
+fn kv_dtype(config: &ServeConfig, checkpoint: &Checkpoint) -> DType {
+    if uses_cuda(config.compute.device) {
+        return models::cuda_activation(checkpoint);
+    }
     match (config.cache.dtype, config.compute.device) {
         (KvCacheDtype::F32, _) | (KvCacheDtype::Auto, DeviceChoice::Reference) => DType::F32,
         (KvCacheDtype::F16 | KvCacheDtype::Auto, _) => DType::F16,
@@ -203,7 +222,14 @@ fn plan_memory(
             .map_err(|source| StartupError::Io { path: path.to_path_buf(), source })?,
         shared_bytes: checkpoint.head_bytes(),
         ranks,
-        available_bytes: machine::available_memory(),
+        available_bytes: match uses_cuda(config.compute.device) {
+            true => Some(device::free_gpu_memory(&config.compute)?),
+            false => machine::available_memory(),
+        },
+        cache_share: match uses_cuda(config.compute.device) {
+            true => CacheShare::All,
+            false => CacheShare::Part,
+        },
         kv_cache_bytes: config.cache.memory_bytes,
         kv_dtype,
         block_size: config.cache.block_size,

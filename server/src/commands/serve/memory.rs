@@ -23,8 +23,9 @@ pub struct MemoryRequest {
     /// Those of them that every rank holds: the output head.
     pub shared_bytes: u64,
     pub ranks: RankShare,
-    /// Bytes free now, if known.
+    /// Bytes free now, if known; on a GPU the part of them that may be used.
     pub available_bytes: Option<u64>,
+    pub cache_share: CacheShare,
     pub kv_cache_bytes: Option<u64>,
     pub kv_dtype: DType,
     pub block_size: usize,
@@ -43,6 +44,16 @@ pub struct RankShare {
 }
 
 /// Bytes are those of all ranks on this machine.
+/// How much of what weights and buffers leave free the KV cache takes when the operator names no
+/// size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheShare {
+    /// One part of `CACHE_SHARE`, within the bounds for a shared machine.
+    Part,
+    /// All of it: a GPU does nothing else.
+    All,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryPlan {
     pub num_blocks: usize,
@@ -99,7 +110,11 @@ pub fn plan(model: &ModelConfig, request: &MemoryRequest) -> Result<MemoryPlan, 
     let budget = request.kv_cache_bytes.unwrap_or_else(|| {
         let left = request.available_bytes.map_or(u64::MAX, |free| free.saturating_sub(fixed));
         let context = per_token.saturating_mul(model_max as u64);
-        (left / CACHE_SHARE).min(context.clamp(CACHE_BYTES_DEFAULT, CACHE_BYTES_DEFAULT_MAX))
+        match request.cache_share {
+            CacheShare::All => left,
+            CacheShare::Part => (left / CACHE_SHARE)
+                .min(context.clamp(CACHE_BYTES_DEFAULT, CACHE_BYTES_DEFAULT_MAX)),
+        }
     });
     let block_size = request.block_size;
     let per_block = per_token.checked_mul(block_size as u64).ok_or(MemoryError::Overflow)?;
@@ -188,6 +203,7 @@ mod tests {
             shared_bytes: 100 << 20,
             ranks: RankShare { world_size: 1, here: 1, kv_heads_each: 2 },
             available_bytes: Some(8 << 30),
+            cache_share: CacheShare::Part,
             kv_cache_bytes: None,
             kv_dtype: DType::F16,
             block_size: 16,
@@ -255,6 +271,14 @@ mod tests {
         assert!(error.contains("1601 tokens x 12 KiB") && error.contains("1600 tokens"), "{error}");
         let named = MemoryRequest { max_model_len: Some(1600), ..small };
         assert_eq!(plan(&model(), &named).expect("fits").max_model_len, 1600);
+    }
+
+    #[test]
+    fn on_a_gpu_the_cache_takes_all_that_is_left() {
+        let gpu = MemoryRequest { cache_share: CacheShare::All, ..request() };
+        let whole = plan(&model(), &gpu).expect("fits");
+        let left = (8u64 << 30) - (500 << 20) - buffer_bytes(&model(), &gpu).expect("small");
+        assert!(left - whole.kv_cache_bytes < 1 << 20, "{} of {left}", whole.kv_cache_bytes);
     }
 
     #[test]
