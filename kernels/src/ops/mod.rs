@@ -40,6 +40,7 @@ pub fn cuda_kernels() -> impl Iterator<Item = &'static KernelSpec> {
         linear::cuda::KERNELS,
         qkv_rope_write::cuda::KERNELS,
         rms_norm::cuda::KERNELS,
+        sampling::cuda::KERNELS,
         silu_mul::cuda::KERNELS,
     ];
     tables.into_iter().flatten()

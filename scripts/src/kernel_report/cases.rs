@@ -204,15 +204,22 @@ pub fn all() -> Vec<Case> {
     cases
 }
 
-/// Shared memory that a kernel's launch asks for, by the kernel's name.
+/// Dynamic shared memory that a kernel's launch asks for, by the kernel's name.
 pub fn dynamic_shared(kernel: &str) -> u32 {
+    use kernels::ops::{attention, linear};
+    /// The splitting attention kernel keeps a number for each sequence.
+    const SEQS: usize = 64;
+    let is_it = |spec: &&kernels::device::cuda::KernelSpec| spec.name == kernel;
+    if let Some(spec) = linear::cuda::KERNELS.iter().find(is_it) {
+        return linear::cuda::shared_bytes_of(spec).unwrap_or(0) as u32;
+    }
     let parts: Vec<&str> = kernel.split('_').collect();
     let bytes = match parts[..] {
-        ["linear", format, _, block] => linear::dynamic_shared_of(format, block),
-        ["attention", which @ ("decode" | "prefill"), dim, _] => {
-            dim.parse().ok().map(|dim| attention::dynamic_shared_of(which, dim))
+        ["attention", "decode", dim, _] => {
+            dim.parse().map(|dim| attention::cuda::decode_shared_bytes(dim, SEQS))
         }
-        _ => Some(0),
+        ["attention", "prefill", dim, _] => dim.parse().map(attention::cuda::prefill_shared_bytes),
+        _ => Ok(0),
     };
     bytes.unwrap_or(0) as u32
 }

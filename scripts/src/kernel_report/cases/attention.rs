@@ -1,6 +1,7 @@
 //! Attention: a slice is one sequence and one kv head with its query heads.
 
 use super::case;
+use kernels::ops::attention::cuda;
 use super::{
     ACT_BYTES, CONTEXT, Case, Class, F32_BYTES, Fill, Limits, Model, PREFILL_TOKENS, Value,
 };
@@ -52,7 +53,7 @@ fn decode(model: &Model, class: &Class) -> Case {
     args.extend(common);
     args.extend([1, splits].map(|n| Value::U32(n as u32)));
     let row_tiles = group.div_ceil(DECODE_ROWS);
-    let shared = dynamic_shared(dim, DECODE_ROWS) + 2 * size_of::<u32>();
+    let shared = cuda::decode_shared_bytes(dim, 1);
     let kernel = format!("attention_decode_{dim}_bf16");
     case.launch(&kernel, [(splits * row_tiles) as u32, 1, 1], shared as u32, args);
     let mut args = vec![out, sums, stats, item_start, query_start, context_len];
@@ -88,7 +89,7 @@ fn prefill(model: &Model, class: &Class) -> Case {
     args.push(Value::U32((DECODE_ROWS / group).max(1) as u32));
     let tiles = PREFILL_TOKENS * group / PREFILL_ROWS;
     let kernel = format!("attention_prefill_{dim}_bf16");
-    let shared = dynamic_shared(dim, PREFILL_ROWS) as u32;
+    let shared = cuda::prefill_shared_bytes(dim) as u32;
     case.launch(&kernel, [tiles as u32 + 1, 1, 1], shared, args);
 
     case.slice = format!("1 of {} kv heads", model.kv_heads);
@@ -109,23 +110,3 @@ fn prefill(model: &Model, class: &Class) -> Case {
     case
 }
 
-/// SHARED_BYTES of `Plan` in attention_tile.cuh, for a kernel of so many query rows.
-fn dynamic_shared(head_dim: usize, rows: usize) -> usize {
-    let (dim_warps, buffers) = match rows {
-        DECODE_ROWS => (4, 4),
-        _ => (if head_dim > 128 { 2 } else { 1 }, if head_dim > 64 { 2 } else { 4 }),
-    };
-    let keys = if head_dim > 128 { 32 } else { 64 };
-    let exchanged = if dim_warps > 1 { rows * keys * 2 + rows * dim_warps * 4 } else { 0 };
-    rows * head_dim * 2 + buffers * keys * head_dim * 2 + exchanged
-}
-
-/// The same by the parts of a kernel's name. The splitting kernel keeps a number for each sequence, too:
-/// here for 64 of them.
-pub fn dynamic_shared_of(which: &str, head_dim: usize) -> usize {
-    const SEQS: usize = 64;
-    match which {
-        "decode" => dynamic_shared(head_dim, DECODE_ROWS) + (SEQS + 1) * size_of::<u32>(),
-        _ => dynamic_shared(head_dim, PREFILL_ROWS),
-    }
-}

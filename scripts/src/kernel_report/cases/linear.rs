@@ -2,12 +2,9 @@
 //! more rows than a thread block takes, one block of rows.
 
 use super::{ACT_BYTES, Case, Class, F32_BYTES, Fill, Limits, Model, Value, case};
+use kernels::DType;
+use kernels::ops::linear::cuda::launch_of;
 use kernels::ops::linear::cuda::layout::{Format, Layout, TILE_N};
-
-const OUT_STRIDE: usize = TILE_N + 8;
-const X_ROW_BYTES: usize = 128;
-/// Rows of a tile, smallest first, and the stages of each format: see linear_*.cu.
-const BLOCKS: [usize; 4] = [16, 32, 64, 128];
 
 struct Projection {
     name: &'static str,
@@ -50,14 +47,14 @@ fn product(model: &Model, class: &Class, projection: &Projection, format: Format
     let Projection { name, out_features: n, in_features: k, out_bytes } = *projection;
     let layout = Layout { format, out_features: n, in_features: k };
     let tile = Layout { out_features: TILE_N.min(n), ..layout };
-    let block = block_for(class.rows);
-    let rows = BLOCKS[block].min(class.rows);
+    let (kernel, geometry, rows_of_block) = launch_of(&layout, DType::BF16, class.rows);
+    let rows = rows_of_block.min(class.rows);
     let mut case = case(name, model, class);
     let num_columns = n.div_ceil(TILE_N);
     let num_row_blocks = class.rows.div_ceil(rows);
-    let splits = if class.is_prefill { 1 } else { layout.num_splits() };
+    let splits = geometry.grid[2] as usize;
     case.slice =
-        format!("{rows} of {} rows, {TILE_N} of {n} outputs, all {splits} splits", class.rows);
+        format!("{rows} of {} rows, {TILE_N} of {n} outputs, {splits} splits side by side", class.rows);
     case.num_slices = (num_columns * num_row_blocks) as f64;
 
     let out = case.result(rows * TILE_N * out_bytes);
@@ -74,8 +71,7 @@ fn product(model: &Model, class: &Class, projection: &Projection, format: Format
         [rows, TILE_N, k, layout.steps_per_split(), epilogue].map(|n| Value::U32(n as u32));
     let mut args = vec![out, x, codes, headers, Value::Null, partials, arrivals];
     args.extend(numbers);
-    let kernel = format!("linear_{}_bf16_m{}", stem(format), BLOCKS[block]);
-    case.launch(&kernel, [1, 1, splits as u32], dynamic_shared(format, block) as u32, args);
+    case.launch(kernel.name, [1, 1, splits as u32], geometry.shared_bytes, args);
 
     let weight_bytes = (layout.codes_bytes() + layout.headers_bytes()) as f64;
     let (x_bytes, y_bytes) = (class.rows * k * ACT_BYTES, class.rows * n * out_bytes);
@@ -89,44 +85,3 @@ fn product(model: &Model, class: &Class, projection: &Projection, format: Format
     case
 }
 
-fn block_for(rows: usize) -> usize {
-    BLOCKS.iter().position(|&block| rows <= block).unwrap_or(BLOCKS.len() - 1)
-}
-
-fn stem(format: Format) -> &'static str {
-    match format {
-        Format::Plain => "plain",
-        Format::W8 => "w8",
-        Format::W4 => "w4",
-        Format::W4K => "w4k",
-        Format::W8K => "w8k",
-    }
-}
-
-/// Stages of the pipeline for each of `BLOCKS`: see linear_*.cu.
-fn stages(format: Format) -> [usize; 4] {
-    match format {
-        Format::Plain => [4, 4, 3, 3],
-        Format::W8 => [6, 6, 4, 4],
-        Format::W8K => [6, 6, 4, 3],
-        Format::W4 | Format::W4K => [8, 8, 5, 4],
-    }
-}
-
-/// What `Multiply` of multiply.cuh lays out, in bytes: the stages, or the sums where they are more.
-fn dynamic_shared(format: Format, block: usize) -> usize {
-    let (rows, stages) = (BLOCKS[block], stages(format)[block]);
-    let header_steps = format.header_k() / 64;
-    let header_slots = (stages - 1).div_ceil(header_steps) + 1;
-    let headers = header_slots * TILE_N * format.header_bytes();
-    let pipeline = stages * (rows * X_ROW_BYTES + format.tile_bytes()) + headers;
-    pipeline.max(rows * OUT_STRIDE * F32_BYTES)
-}
-
-/// The same by the parts of a kernel's name: `w4k`, `m16`.
-pub fn dynamic_shared_of(format: &str, block: &str) -> Option<usize> {
-    let format = Format::ALL.into_iter().find(|&f| stem(f) == format)?;
-    let rows: usize = block.strip_prefix('m')?.parse().ok()?;
-    let block = BLOCKS.iter().position(|&b| b == rows)?;
-    Some(dynamic_shared(format, block))
-}
