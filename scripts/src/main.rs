@@ -5,6 +5,7 @@ mod cuda_toolchain;
 mod floor;
 mod fuzz;
 mod mpi;
+mod kernel_report;
 mod process;
 mod soak;
 mod test;
@@ -25,6 +26,8 @@ enum Chore {
     Test,
     /// Install nvcc into a cache folder, where the build finds it; print the folder
     CudaToolchain,
+    /// Write what is known of the GPU kernels without a GPU to kernels/REPORT.md, or check it
+    KernelReport(kernel_report::Args),
     /// Talk to a running server with the published client SDKs (part of `test`)
     Clients,
     /// Fuzz the parsers of outside data: checkpoint headers and request bodies
@@ -43,6 +46,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().chore {
         Chore::Test => test::run(),
         Chore::CudaToolchain => cuda_toolchain::run(),
+        Chore::KernelReport(args) => kernel_report::run(&args),
         Chore::Clients => clients::run(),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Mpi => mpi::run(),
