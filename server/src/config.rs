@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use args::{
-    CpuPin, DeviceChoice, Endpoint, KvCacheDtype, LogFormat, LogLevel, SchedulingPolicy,
+    CpuPin, DeviceChoice, Endpoint, KvCacheDtype, LogFormat, LogLevel, OverlapChoice,
+    SchedulingPolicy,
 };
 
 /// Most API keys one server checks; each costs one comparison a request.
@@ -114,6 +115,7 @@ pub struct LimitsConfig {
     pub waiting_requests_max: usize,
     pub waiting_tokens_max: usize,
     pub policy: SchedulingPolicy,
+    pub overlap: OverlapChoice,
 }
 
 #[derive(Debug, Clone)]
@@ -257,6 +259,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
             waiting_requests_max: args.max_waiting_requests,
             waiting_tokens_max: args.max_waiting_tokens,
             policy: args.scheduling_policy,
+            overlap: args.overlap,
         },
         text: TextSlice { tokenizer_threads: args.tokenizer_threads, chat_template },
         hub: check_hub(args.hub, env)?,

@@ -2,10 +2,11 @@
 
 use super::link::{RankLink, Reply};
 use super::worker::{self, RankSpec};
-use crate::engine::{Plan, Runner, RunnerError, StepOutput};
+use crate::engine::{PLANS_UNDER_WAY_MAX, Plan, Runner, RunnerError, StepOutput};
 use kernels::comm::solo::Solo;
 use kernels::{Backend, DType};
 use models::{LoadError, Model};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -45,7 +46,12 @@ pub struct RankGroup {
     /// Shared by all ranks, so that the first failure is seen even while others wait for the failed
     /// one.
     replies: Receiver<Reply>,
-    in_flight: Option<u64>,
+    /// Plans sent and not collected.
+    num_under_way: usize,
+    /// By rank: plans it has answered that are not collected. One rank may be ahead of another.
+    num_answered: Vec<usize>,
+    /// Rank 0's answers to them.
+    outputs: VecDeque<StepOutput>,
     /// Set once, when a rank is lost; every later call answers the same.
     lost: Option<RunnerError>,
 }
@@ -66,8 +72,8 @@ impl RankGroup {
     /// Starts one rank per spec, in rank order; all load at the same time.
     pub(super) fn start_all(specs: Vec<RankSpec>) -> Result<RankGroup, RankStartError> {
         assert!(!specs.is_empty(), "a group has at least one rank");
-        // A rank has at most one step's answer outstanding and, when it ends, one failure.
-        let (reply_sender, replies) = sync_channel(2 * specs.len());
+        // A rank has an answer outstanding to each plan under way and, when it ends, one failure.
+        let (reply_sender, replies) = sync_channel((PLANS_UNDER_WAY_MAX + 1) * specs.len());
         let mut links = Vec::with_capacity(specs.len());
         let mut started = Vec::with_capacity(specs.len());
         for (rank, spec) in specs.into_iter().enumerate() {
@@ -81,11 +87,12 @@ impl RankGroup {
                 Err(RankStartError::Panicked { rank, reason })
             })?;
         }
-        Ok(RankGroup { links, replies, in_flight: None, lost: None })
+        let (num_answered, outputs) = (vec![0; links.len()], VecDeque::new());
+        Ok(RankGroup { links, replies, num_under_way: 0, num_answered, outputs, lost: None })
     }
 
     fn lose(&mut self, error: RunnerError) -> RunnerError {
-        self.in_flight = None;
+        self.num_under_way = 0;
         self.lost.get_or_insert(error).clone()
     }
 
@@ -101,12 +108,12 @@ impl RankGroup {
 }
 
 impl Runner for RankGroup {
-    /// Panics when a plan is under way already.
+    /// Panics when `PLANS_UNDER_WAY_MAX` plans are under way already.
     fn launch(&mut self, plan: &Plan) -> Result<(), RunnerError> {
         if let Some(error) = &self.lost {
             return Err(error.clone());
         }
-        assert!(self.in_flight.is_none(), "a plan is under way");
+        assert!(self.num_under_way < PLANS_UNDER_WAY_MAX, "too many plans are under way");
         let shared = Arc::new(plan.clone());
         for rank in 0..self.links.len() {
             if !self.links[rank].send(shared.clone()) {
@@ -114,7 +121,7 @@ impl Runner for RankGroup {
                 return Err(self.lose(error));
             }
         }
-        self.in_flight = Some(plan.step);
+        self.num_under_way += 1;
         Ok(())
     }
 
@@ -123,13 +130,13 @@ impl Runner for RankGroup {
         if let Some(error) = &self.lost {
             return Err(error.clone());
         }
-        assert!(self.in_flight.is_some(), "no plan is under way");
-        let mut output = None;
-        for _ in 0..self.links.len() {
+        assert!(self.num_under_way > 0, "no plan is under way");
+        while self.num_answered.contains(&0) {
             match self.replies.recv() {
                 Ok(Reply { rank, result: Ok(step) }) => {
+                    self.num_answered[rank] += 1;
                     if rank == 0 {
-                        output = Some(step);
+                        self.outputs.push_back(step);
                     }
                 }
                 Ok(Reply { result: Err(error), .. }) => return Err(self.lose(error)),
@@ -139,8 +146,9 @@ impl Runner for RankGroup {
                 }
             }
         }
-        self.in_flight = None;
-        Ok(output.expect("every rank answered once, rank 0 among them"))
+        self.num_under_way -= 1;
+        self.num_answered.iter_mut().for_each(|count| *count -= 1);
+        Ok(self.outputs.pop_front().expect("every rank answered, rank 0 among them"))
     }
 }
 

@@ -1,12 +1,12 @@
 //! The link to a rank: today a channel to its thread in this process.
 
-use crate::engine::{Plan, RunnerError, StepOutput};
+use crate::engine::{PLANS_UNDER_WAY_MAX, Plan, RunnerError, StepOutput};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 
-/// Plans that wait in a link; the engine has at most one under way.
-pub(super) const PLANS_WAITING_MAX: usize = 1;
+/// Plans that wait in a link: all that the engine has under way.
+pub(super) const PLANS_WAITING_MAX: usize = PLANS_UNDER_WAY_MAX;
 
 /// What a rank says after each plan; an error is its last word.
 #[derive(Debug)]

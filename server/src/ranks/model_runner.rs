@@ -3,11 +3,12 @@
 
 use super::group::RankConfig;
 use super::sampler::{RowOutput, RowTask, SampleError, Sampler};
-use crate::engine::{ChunkOutput, Plan, StepOutput};
+use crate::engine::{ChunkOutput, LastStep, Plan, SampleStep, StepOutput};
 use kernels::comm::Communicator;
 use kernels::{DType, KernelError, Tensor};
 use models::weights::shard::shard_sizes;
 use models::{ForwardBatch, ForwardContext, KvCache, LoadError, Model, ShardSpec};
+use std::borrow::Cow;
 
 /// Rows whose logits are in memory at a time: with a vocabulary of 152,000 a group takes 39 MB,
 /// whatever the plan asks for.
@@ -29,6 +30,7 @@ pub(super) struct ModelRunner {
     sampler: Sampler,
     batch: ForwardBatch,
     block_table: Vec<u32>,
+    last_step: LastStep,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
     /// [max_num_batched_tokens, hidden_size]
@@ -68,6 +70,7 @@ impl ModelRunner {
             sampler: Sampler::new(&config.backend, sampleable_vocab),
             batch: ForwardBatch::default(),
             block_table: Vec::new(),
+            last_step: LastStep::default(),
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
             hidden: Tensor::zeros(DType::F32, &hidden_shape)?,
@@ -78,20 +81,27 @@ impl ModelRunner {
         })
     }
 
-    /// Computes one plan. Panics on a plan beyond the configured limits.
+    /// Computes one plan. Panics on a plan beyond the configured limits, and on one that wants a
+    /// token of the step before which that step did not sample.
     pub fn run(&mut self, plan: &Plan) -> Result<StepOutput, StepError> {
-        let mut chunks = vec![ChunkOutput::default(); plan.chunks.len()];
-        if plan.chunks.is_empty() {
-            return Ok(StepOutput { chunks });
+        let mut output = StepOutput { chunks: vec![ChunkOutput::default(); plan.chunks.len()] };
+        if !plan.chunks.is_empty() {
+            self.compute(plan, &mut output.chunks)?;
         }
+        self.last_step.remember(plan, &output);
+        Ok(output)
+    }
+
+    fn compute(&mut self, plan: &Plan, chunks: &mut [ChunkOutput]) -> Result<(), StepError> {
         self.fill_batch(plan);
         self.hidden.set_rows(self.batch.num_tokens());
         self.model.forward(&mut self.ctx, &self.batch, &mut self.hidden)?;
-        let rows = rows_of(plan);
+        let steps: Vec<_> = plan.chunks.iter().map(|c| self.last_step.sample_step(c)).collect();
+        let rows = rows_of(plan, &steps);
         for group in rows.chunks(self.logit_rows_max) {
-            self.run_rows(plan, group, &mut chunks)?;
+            self.run_rows(plan, group, chunks)?;
         }
-        Ok(StepOutput { chunks })
+        Ok(())
     }
 
     fn fill_batch(&mut self, plan: &Plan) {
@@ -101,10 +111,10 @@ impl ModelRunner {
         assert!(tokens <= tokens_max, "the plan has {tokens} tokens, the limit is {tokens_max}");
         self.batch.clear();
         for chunk in &plan.chunks {
-            assert!(!chunk.token_ids.is_empty(), "a chunk has at least one token");
+            assert!(chunk.num_tokens() > 0, "a chunk has at least one token");
             self.block_table.clear();
             self.block_table.extend(chunk.block_table.iter().map(|block| block.0));
-            let token_ids = chunk.token_ids.iter().map(|token| token.0);
+            let token_ids = self.last_step.token_ids(chunk).iter().map(|token| token.0);
             let block_size = self.ctx.kv_cache.block_size;
             self.batch.push_sequence(token_ids, chunk.start, &self.block_table, block_size);
         }
@@ -119,10 +129,8 @@ impl ModelRunner {
         let rows: Vec<u32> = group.iter().map(|r| r.row).collect();
         self.logits.set_rows(rows.len());
         self.model.logits(&mut self.ctx, &self.hidden, &rows, &mut self.logits)?;
-        if self.ctx.communicator.rank() != 0 {
-            // Only rank 0's answer is used; the others learn the tokens from the next plan.
-            return Ok(());
-        }
+        // Only rank 0's answer is used, but every rank samples: the same logits give the same
+        // tokens, and the next plan may leave them to it.
         let tasks: Vec<RowTask> = group.iter().map(|r| r.task).collect();
         let results = self.sampler.run(&mut self.logits, &tasks);
         for (row, result) in group.iter().zip(results) {
@@ -137,8 +145,9 @@ impl ModelRunner {
     }
 }
 
-/// The rows whose logits are asked for, chunk by chunk and in order of position.
-fn rows_of(plan: &Plan) -> Vec<RowRef<'_>> {
+/// The rows whose logits are asked for, chunk by chunk and in order of position. `steps[i]` says
+/// how chunk i is sampled.
+fn rows_of<'a>(plan: &'a Plan, steps: &'a [Option<Cow<SampleStep>>]) -> Vec<RowRef<'a>> {
     let mut rows = Vec::new();
     let mut first = 0;
     for (index, chunk) in plan.chunks.iter().enumerate() {
@@ -146,15 +155,15 @@ fn rows_of(plan: &Plan) -> Vec<RowRef<'_>> {
             rows.push(RowRef { row: (first + place) as u32, chunk: index, task });
         };
         if let Some(score) = &chunk.prompt_logprobs {
-            assert!(score.targets.len() <= chunk.token_ids.len(), "more targets than tokens");
+            assert!(score.targets.len() <= chunk.num_tokens(), "more targets than tokens");
             for (place, &target) in score.targets.iter().enumerate() {
                 push(place, RowTask::Score { target, top: score.top });
             }
         }
-        if let Some(step) = &chunk.sample {
-            push(chunk.token_ids.len() - 1, RowTask::Sample(step));
+        if let Some(step) = &steps[index] {
+            push(chunk.num_tokens() - 1, RowTask::Sample(step));
         }
-        first += chunk.token_ids.len();
+        first += chunk.num_tokens();
     }
     rows
 }

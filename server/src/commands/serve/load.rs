@@ -3,10 +3,12 @@
 use super::memory::{self, MemoryPlan, MemoryRequest};
 use crate::commands::StartupError;
 use crate::config::{
-    ComputeConfig, CpuPin, DeviceChoice, KvCacheDtype, PrefixCachingChoice, SchedulingPolicy,
-    ServeConfig,
+    ComputeConfig, CpuPin, DeviceChoice, KvCacheDtype, OverlapChoice, PrefixCachingChoice,
+    SchedulingPolicy, ServeConfig,
 };
-use crate::engine::{self, EngineConfig, EngineHandle, EngineThread, PolicyKind, PrefixCaching};
+use crate::engine::{
+    self, EngineConfig, EngineHandle, EngineThread, Overlap, PolicyKind, PrefixCaching,
+};
 use crate::http::{ServedModel, Serving};
 use crate::hub::{self, Progress};
 use crate::machine;
@@ -203,6 +205,10 @@ fn start_engine(
         prefix_caching: match config.cache.prefix_caching {
             PrefixCachingChoice::Enabled => PrefixCaching::Enabled,
             PrefixCachingChoice::Disabled => PrefixCaching::Disabled,
+        },
+        overlap: match config.limits.overlap {
+            OverlapChoice::Auto | OverlapChoice::On => Overlap::Enabled,
+            OverlapChoice::Off => Overlap::Disabled,
         },
     };
     Ok(engine::start(engine_config, runner))
