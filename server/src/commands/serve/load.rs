@@ -15,7 +15,7 @@ use crate::hub::{self, Progress};
 use crate::machine;
 use crate::ranks::{Leader, RankConfig, RankGroup, Room, Setup};
 use crate::text::{TextConfig, TextStage};
-use kernels::DType;
+use kernels::{Backend, DType};
 use kernels::comm::messages::Messages;
 use models::weights::shard::num_kv_heads;
 use models::{ChatTemplateSource, Checkpoint, ShardSpec};
