@@ -270,32 +270,19 @@ impl Warp {
 
     /// Runs at most `budget` instructions.
     pub fn run(&mut self, state: &mut BlockState, budget: u64) -> Checked<Stop> {
+        // One copy of the interpreter is compiled, since it takes minutes; every x86-64 server since 2015 has these.
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("bmi2")
-            {
-                // SAFETY: the features were just detected.
-                return unsafe { self.run_avx512(state, budget) };
-            }
-            if is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("bmi2")
-            {
-                // SAFETY: the features were just detected.
-                return unsafe { self.run_avx2(state, budget) };
-            }
+            assert!(
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("bmi2"),
+                "the virtual GPU needs a CPU with AVX2, FMA and BMI2"
+            );
+            // SAFETY: the features were just detected.
+            unsafe { self.run_avx2(state, budget) }
         }
-        self.run_any(state, budget)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,popcnt,lzcnt")]
-    unsafe fn run_avx512(&mut self, state: &mut BlockState, budget: u64) -> Checked<Stop> {
+        #[cfg(not(target_arch = "x86_64"))]
         self.run_any(state, budget)
     }
 
@@ -543,7 +530,11 @@ impl Warp {
                 let product = widen(a) * widen(b);
                 (if high { product >> 16 } else { product }) as u32
             }),
-            Op::Lop3(table) => self.map3(i, m, |a: u32, b: u32, c: u32| lop3(table, a, b, c)),
+            Op::Lop3(table) => {
+                let masks: [u32; 8] =
+                    std::array::from_fn(|k| 0u32.wrapping_sub(table as u32 >> k & 1));
+                self.map3(i, m, |a: u32, b: u32, c: u32| lop3(&masks, a, b, c));
+            }
             Op::Shf { left, wrap } => self.map3(i, m, |a: u32, b: u32, c: u32| {
                 let count = if wrap { c & 31 } else { c.min(32) };
                 let both = (b as u64) << 32 | a as u64;
@@ -1304,17 +1295,11 @@ fn mulhi_s64(a: i64, b: i64) -> i64 {
 }
 
 #[inline(always)]
-fn lop3(table: u8, a: u32, b: u32, c: u32) -> u32 {
-    let mut out = 0;
-    for k in 0..8 {
-        if table >> k & 1 == 1 {
-            let x = if k & 4 != 0 { a } else { !a };
-            let y = if k & 2 != 0 { b } else { !b };
-            let z = if k & 1 != 0 { c } else { !c };
-            out |= x & y & z;
-        }
-    }
-    out
+fn lop3(masks: &[u32; 8], a: u32, b: u32, c: u32) -> u32 {
+    let pick = |k: usize| masks[k];
+    let low = (pick(0) & !c | pick(1) & c) & !b | (pick(2) & !c | pick(3) & c) & b;
+    let high = (pick(4) & !c | pick(5) & c) & !b | (pick(6) & !c | pick(7) & c) & b;
+    low & !a | high & a
 }
 
 #[inline(always)]
