@@ -230,9 +230,11 @@ fn padding_removes_bank_conflicts() {
         of_class.map(|(_, w)| w.ways()).fold(0.0, f64::max)
     };
     assert_eq!(worst(&clean, "ldmatrix"), 1.0, "{clean:?}");
-    assert_eq!(worst(&clean, "cp.async"), 1.0, "{clean:?}");
+    // The price: the copies of two neighbouring rows of 80 bytes meet in four banks.
+    assert_eq!(worst(&clean, "cp.async"), 2.0, "{clean:?}");
+    assert_eq!(worst(&slow, "cp.async"), 1.0, "{slow:?}");
     assert_eq!(worst(&slow, "ldmatrix"), 4.0, "{slow:?}");
-    assert!(slow.shared_wavefronts.actual > clean.shared_wavefronts.actual);
+    assert!(slow.shared_wavefronts.ways() > clean.shared_wavefronts.ways());
     assert_eq!(slow.shared_wavefronts.minimal, clean.shared_wavefronts.minimal);
 }
 

@@ -18,11 +18,6 @@ fn numbers(bf16: bool, lanes: &Lanes) -> [f32; 64] {
         low[lane] = half_to_f32(bf16, lanes[lane] as u16);
         high[lane] = half_to_f32(bf16, (lanes[lane] >> 16) as u16);
     }
-    interleave(&low, &high)
-}
-
-#[inline(always)]
-fn interleave(low: &[f32; 32], high: &[f32; 32]) -> [f32; 64] {
     let mut out = [0.0; 64];
     for lane in 0..32 {
         out[2 * lane] = low[lane];
@@ -36,7 +31,7 @@ fn interleave(low: &[f32; 32], high: &[f32; 32]) -> [f32; 64] {
 /// Register r of a is the 8 x 8 matrix of rows 8 * (r % 2) and columns 8 * (r / 2); register r of b is the transpose
 /// of rows 8 * r; registers 0 and 1 of c and d hold the even and odd columns of rows 0 to 7, 2 and 3 of rows 8 to 15.
 #[inline(always)]
-pub fn mma_f32<const K: usize>(bf16: bool, a: &[Lanes], b: &[Lanes], c: &[Lanes; 4]) -> [Lanes; 4] {
+pub fn mma_f32<const K: usize>(bf16: bool, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes; 4]) -> [Lanes; 4] {
     let mut right = [[0f32; 8]; K];
     for (r, lanes) in b.iter().enumerate() {
         let transposed = numbers(bf16, lanes);
@@ -48,10 +43,13 @@ pub fn mma_f32<const K: usize>(bf16: bool, a: &[Lanes], b: &[Lanes], c: &[Lanes;
     }
     let mut d = [[0; 32]; 4];
     for half in 0..2 {
-        let mut sums =
-            interleave(&c[2 * half].map(f32::from_bits), &c[2 * half + 1].map(f32::from_bits));
+        let mut sums = [0f32; 64];
+        for lane in 0..32 {
+            sums[2 * lane] = f32::from_bits(c[2 * half][lane]);
+            sums[2 * lane + 1] = f32::from_bits(c[2 * half + 1][lane]);
+        }
         for part in 0..K / 8 {
-            let left = numbers(bf16, &a[2 * part + half]);
+            let left = numbers(bf16, a[2 * part + half]);
             for row in 0..8 {
                 let mut sum = [0f32; 8];
                 sum.copy_from_slice(&sums[8 * row..8 * row + 8]);
@@ -73,7 +71,7 @@ pub fn mma_f32<const K: usize>(bf16: bool, a: &[Lanes], b: &[Lanes], c: &[Lanes;
 }
 
 /// f16 accumulators: two registers of two neighbours each.
-pub fn mma_f16(a: &[Lanes; 4], b: &[Lanes; 2], c: &[Lanes; 2]) -> [Lanes; 2] {
+pub fn mma_f16(a: &[&Lanes; 4], b: &[&Lanes; 2], c: &[&Lanes; 2]) -> [Lanes; 2] {
     let mut wide = [[0; 32]; 4];
     for lane in 0..32 {
         for r in 0..4 {
@@ -81,7 +79,8 @@ pub fn mma_f16(a: &[Lanes; 4], b: &[Lanes; 2], c: &[Lanes; 2]) -> [Lanes; 2] {
             wide[r][lane] = f16_to_f32(half).to_bits();
         }
     }
-    let d = mma_f32::<16>(false, a, b, &wide);
+    let [c0, c1, c2, c3] = &wide;
+    let d = mma_f32::<16>(false, a, b, &[c0, c1, c2, c3]);
     let mut out = [[0; 32]; 2];
     for lane in 0..32 {
         for r in 0..4 {
@@ -96,9 +95,9 @@ pub fn mma_f16(a: &[Lanes; 4], b: &[Lanes; 2], c: &[Lanes; 2]) -> [Lanes; 2] {
 pub fn mma_int(
     signed: (bool, bool),
     sat: bool,
-    a: &[Lanes],
-    b: &[Lanes],
-    c: &[Lanes; 4],
+    a: &[&Lanes],
+    b: &[&Lanes],
+    c: &[&Lanes; 4],
 ) -> [Lanes; 4] {
     let depth = 8 * a.len();
     let value = |signed: bool, byte: u32| {
