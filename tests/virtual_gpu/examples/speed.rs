@@ -1,7 +1,8 @@
-//! Warp instructions per second on a linear kernel: `speed PTX KERNEL N K SPLIT_STEPS SHARED_BYTES [checks]`.
+//! Warp instructions per second on a linear kernel: `speed PTX KERNEL N K SPLIT_STEPS SHARED_BYTES
+//! [checks]`.
 //!
-//! The kernel's parameters are those of `ops/linear` (out, x, codes, headers, bias, partials, arrivals, m, n, k,
-//! steps per split, epilogue), for one row and one split.
+//! The kernel's parameters are those of `ops/linear` (out, x, codes, headers, bias, partials,
+//! arrivals, m, n, k, steps per split, epilogue), for one row and one split.
 use std::time::Instant;
 use virtual_gpu::{Checks, GlobalMemory, LaunchConfig, Module, launch};
 

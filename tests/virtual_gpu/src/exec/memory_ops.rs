@@ -42,7 +42,8 @@ fn fault<T>(kind: CheckKind, lane: usize, address: u64, message: impl Into<Strin
     Err(Box::new(Fault::new(kind, Some(lane as u32), Some(address), message.into())))
 }
 
-/// The passes that shared memory needs for the words that lanes of one group touch: 32 banks of 4 bytes.
+/// The passes that shared memory needs for the words that lanes of one group touch: 32 banks of 4
+/// bytes.
 fn passes(words: &mut [u32]) -> (u64, u64) {
     words.sort_unstable();
     let mut per_bank = [0u8; 32];
@@ -113,7 +114,7 @@ fn count_global(tally: &mut Tally, addresses: &Addresses, m: u32, bytes: u32) {
 
 impl Warp {
     #[inline(always)]
-    pub fn addresses(&self, row: u32, wide: bool, offset: i32) -> Addresses {
+    pub(super) fn addresses(&self, row: u32, wide: bool, offset: i32) -> Addresses {
         let mut out = [0u64; 32];
         if wide {
             let base = self.load::<u64>(row);
@@ -306,7 +307,8 @@ impl Warp {
         Ok(out)
     }
 
-    /// Initcheck, synccheck and racecheck of one access to shared memory. `actor` is None for a collective access.
+    /// Initcheck, synccheck and racecheck of one access to shared memory. `actor` is None for a
+    /// collective access.
     pub fn check_shared(
         &mut self,
         state: &mut BlockState,
@@ -328,7 +330,7 @@ impl Warp {
                 lane,
                 offset as u64 + k as u64,
                 format!(
-                    "{what} of shared bytes to which an asynchronous copy is in flight; a wait is missing"
+                    "{what} of bytes to which an asynchronous copy is in flight; a wait is missing"
                 ),
             );
         }
@@ -451,7 +453,8 @@ impl Warp {
         for part in 0..mem.count as usize {
             let row = lists[part];
             let at = part * mem.width as usize;
-            // SAFETY: `resolve` checked `bytes` bytes behind the pointer of every lane of `m`, and their alignment.
+            // SAFETY: `resolve` checked `bytes` bytes behind the pointer of every lane of `m`, and
+            // their alignment.
             unsafe {
                 match (mem.width, mem.wide_data) {
                     (4, false) => self.gather::<u32, u32>(row, &pointers, at, m, |x| x),
@@ -531,8 +534,8 @@ impl Warp {
             let row = self.row(lists[part]);
             for lane in lanes(m) {
                 let pointer = pointers[lane].wrapping_add(at);
-                // SAFETY: `resolve` checked the pointers of the lanes of `m`; the low bytes of a wider register
-                // are the value, since the machine is little endian.
+                // SAFETY: `resolve` checked the pointers of the lanes of `m`; the low bytes of a
+                // wider register are the value, since the machine is little endian.
                 unsafe {
                     let wide = if mem.wide_data {
                         *row.cast::<u64>().add(lane)
@@ -551,7 +554,7 @@ impl Warp {
         Ok(())
     }
 
-    pub fn load_param(
+    pub(super) fn load_param(
         &mut self,
         env: &Env,
         i: &Inst,
@@ -581,7 +584,7 @@ impl Warp {
     }
 
     #[allow(clippy::too_many_arguments)]
-    pub fn atomic(
+    pub(super) fn atomic(
         &mut self,
         state: &mut BlockState,
         i: &Inst,
@@ -606,7 +609,8 @@ impl Warp {
             let c = if op == AtomOp::Cas { read(self, i.c, lane) } else { 0 };
             let next = |value: u64| atomic_next(op, ty, value, b, c);
             let pointer = pointers[lane];
-            // SAFETY: `resolve` checked bounds and alignment; other host threads access the bytes atomically too.
+            // SAFETY: `resolve` checked bounds and alignment; other host threads access the bytes
+            // atomically too.
             old[lane] = unsafe {
                 match bytes {
                     8 => AtomicU64::from_ptr(pointer.cast())
@@ -738,7 +742,7 @@ impl Warp {
         Ok(sources)
     }
 
-    pub fn cp_wait(&mut self, state: &mut BlockState, m: u32, all: bool, groups: u32) {
+    pub(super) fn cp_wait(&mut self, state: &mut BlockState, m: u32, all: bool, groups: u32) {
         if self.copies.is_empty() {
             return;
         }
@@ -825,7 +829,8 @@ fn deliver(shared: *mut u8, copy: &AsyncCopy, which: u32) {
             }
             continue;
         }
-        // SAFETY: both places were checked at issue; allocations live as long as the launch's table.
+        // SAFETY: both places were checked at issue; allocations live as long as the launch's
+        // table.
         unsafe {
             let to = shared.add(copy.to[lane] as usize);
             if given > 0 {

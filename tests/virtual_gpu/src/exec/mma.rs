@@ -1,7 +1,9 @@
-//! Tensor-core instructions: fragments as the PTX ISA lays them out over the lanes ("Matrix fragments for mma").
+//! Tensor-core instructions: fragments as the PTX ISA lays them out over the lanes ("Matrix
+//! fragments for mma").
 //!
-//! `group` is lane / 4, `within` is lane % 4. Accumulation: f32, ascending k, one fused multiply-add each. Hardware
-//! sums in another order with wider, truncated alignment, so last bits may differ.
+//! `group` is lane / 4, `within` is lane % 4. Accumulation: f32, ascending k, one fused
+//! multiply-add each. Hardware sums in another order with wider, truncated alignment, so last bits
+//! may differ.
 
 use super::float::{f16_to_f32, f32_to_f16, half_to_f32};
 
@@ -9,7 +11,8 @@ pub type Lanes = [u32; 32];
 
 /// The 64 16-bit numbers of a register over the lanes, in the order of memory.
 ///
-/// Number 2 * lane + half belongs to (group, 2 * within + half), so this is an 8 x 8 matrix row by row.
+/// Number 2 * lane + half belongs to (group, 2 * within + half), so this is an 8 x 8 matrix row by
+/// row.
 #[inline(always)]
 fn numbers(bf16: bool, lanes: &Lanes) -> [f32; 64] {
     let mut low = [0f32; 32];
@@ -28,10 +31,16 @@ fn numbers(bf16: bool, lanes: &Lanes) -> [f32; 64] {
 
 /// d = a * b + c, m16n8k(K), f32 accumulators.
 ///
-/// Register r of a is the 8 x 8 matrix of rows 8 * (r % 2) and columns 8 * (r / 2); register r of b is the transpose
-/// of rows 8 * r; registers 0 and 1 of c and d hold the even and odd columns of rows 0 to 7, 2 and 3 of rows 8 to 15.
+/// Register r of a is the 8 x 8 matrix of rows 8 * (r % 2) and columns 8 * (r / 2); register r of b
+/// is the transpose of rows 8 * r; registers 0 and 1 of c and d hold the even and odd columns of
+/// rows 0 to 7, 2 and 3 of rows 8 to 15.
 #[inline(always)]
-pub fn mma_f32<const K: usize>(bf16: bool, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes; 4]) -> [Lanes; 4] {
+pub(super) fn mma_f32<const K: usize>(
+    bf16: bool,
+    a: &[&Lanes],
+    b: &[&Lanes],
+    c: &[&Lanes; 4],
+) -> [Lanes; 4] {
     let mut right = [[0f32; 8]; K];
     for (r, lanes) in b.iter().enumerate() {
         let transposed = numbers(bf16, lanes);
@@ -91,8 +100,9 @@ pub fn mma_f16(a: &[&Lanes; 4], b: &[&Lanes; 2], c: &[&Lanes; 2]) -> [Lanes; 2] 
     out
 }
 
-/// m16n8k32 (four a registers) and m16n8k16 (two) on bytes with s32 accumulators: a register holds four neighbours.
-pub fn mma_int(
+/// m16n8k32 (four a registers) and m16n8k16 (two) on bytes with s32 accumulators: a register holds
+/// four neighbours.
+pub(super) fn mma_int(
     signed: (bool, bool),
     sat: bool,
     a: &[&Lanes],
@@ -136,10 +146,10 @@ pub fn mma_int(
     d
 }
 
-/// Distributes the 8 rows of 16 bytes of one 8x8 matrix to the lanes: lane gets (row group, columns 2w, 2w+1),
-/// transposed: the pair (2w, group), (2w+1, group).
+/// Distributes the 8 rows of 16 bytes of one 8x8 matrix to the lanes: lane gets (row group, columns
+/// 2w, 2w+1), transposed: the pair (2w, group), (2w+1, group).
 #[inline(always)]
-pub fn matrix_to_lanes(rows: &[[u16; 8]; 8], trans: bool) -> Lanes {
+pub(super) fn matrix_to_lanes(rows: &[[u16; 8]; 8], trans: bool) -> Lanes {
     let mut out = [0; 32];
     for (lane, value) in out.iter_mut().enumerate() {
         let (group, pair) = (lane / 4, 2 * (lane % 4));
@@ -154,7 +164,7 @@ pub fn matrix_to_lanes(rows: &[[u16; 8]; 8], trans: bool) -> Lanes {
 }
 
 /// The inverse of `matrix_to_lanes`.
-pub fn lanes_to_matrix(lanes: &Lanes, trans: bool) -> [[u16; 8]; 8] {
+pub(super) fn lanes_to_matrix(lanes: &Lanes, trans: bool) -> [[u16; 8]; 8] {
     let mut rows = [[0; 8]; 8];
     for (lane, &value) in lanes.iter().enumerate() {
         let (group, pair) = (lane / 4, 2 * (lane % 4));

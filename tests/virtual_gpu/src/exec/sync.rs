@@ -40,7 +40,7 @@ impl Warp {
         let lane = missing.trailing_zeros();
         let place = self.groups.iter().find(|g| g.mask >> lane & 1 == 1).map_or(0, |g| g.pc);
         let message = format!(
-            "waits for lane {lane}, which waits at instruction {place} (divergent code, or a wrong mask)"
+            "lane {lane} is named but waits at instruction {place} (divergent code, or a wrong mask)"
         );
         self.sync_fault(m.trailing_zeros(), message)
     }
@@ -54,7 +54,7 @@ impl Warp {
     }
 
     /// True if the warp now waits. Counts threads in whole warps, as hardware does.
-    pub fn barrier(
+    pub(super) fn barrier(
         &mut self,
         state: &mut BlockState,
         i: &Inst,
@@ -139,7 +139,8 @@ impl Warp {
             let message = format!("lane {lane} is not in its own mask {required:#010x}");
             return self.sync_fault(lane, message);
         }
-        // Lanes that the block does not have (a last, partial warp) cannot come and are not waited for.
+        // Lanes that the block does not have (a last, partial warp) cannot come and are not waited
+        // for.
         if !self.gather_lanes(together, pc, required & self.full)? {
             return Ok(());
         }
@@ -307,7 +308,7 @@ impl Warp {
 
     #[allow(clippy::too_many_arguments)]
     #[inline(always)]
-    pub fn ldmatrix(
+    pub(super) fn ldmatrix(
         &mut self,
         state: &mut BlockState,
         i: &Inst,
@@ -338,7 +339,7 @@ impl Warp {
     }
 
     #[allow(clippy::too_many_arguments)]
-    pub fn stmatrix(
+    pub(super) fn stmatrix(
         &mut self,
         state: &mut BlockState,
         i: &Inst,

@@ -1,8 +1,8 @@
 //! Statements -> instructions whose operands are register rows.
 //!
-//! A row is 32 lanes of 32 bits; a 64-bit register takes two rows in a line. Immediates and special registers are
-//! rows too, filled before the first instruction, so that an instruction has one form whatever its operands are.
-//! Predicates are 32-bit lane masks in an own file.
+//! A row is 32 lanes of 32 bits; a 64-bit register takes two rows in a line. Immediates and special
+//! registers are rows too, filled before the first instruction, so that an instruction has one form
+//! whatever its operands are. Predicates are 32-bit lane masks in an own file.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -734,13 +734,14 @@ struct Decoder<'a> {
 }
 
 impl Decoder<'_> {
-    /// Gives every register its row. Registers that are never live together share one: a warp's registers must stay
-    /// in the cache, and nvcc names a new register for almost every value.
+    /// Gives every register its row. Registers that are never live together share one: a warp's
+    /// registers must stay in the cache, and nvcc names a new register for almost every value.
     fn registers(&mut self) {
         let spans = live::spans(self.function);
         let mut order: Vec<usize> = (0..spans.len()).collect();
         order.sort_by_key(|&r| spans[r].first);
-        // Rows in use with the last statement that needs them, and rows that are free: single ones, and pairs.
+        // Rows in use with the last statement that needs them, and rows that are free: single ones,
+        // and pairs.
         let mut used: [BinaryHeap<Reverse<(usize, u32)>>; 2] = Default::default();
         let mut free: [Vec<u32>; 2] = Default::default();
         self.slots = vec![0; spans.len()];
@@ -1672,7 +1673,8 @@ impl Decoder<'_> {
         Ok(Body::new(Op::Isspacep(space)).d(self.pred_dst(d)?).a(self.src(a, RegClass::B64)?))
     }
 
-    /// Reads the modifiers of a load or store: space, vector, type, and hints that change nothing here.
+    /// Reads the modifiers of a load or store: space, vector, type, and hints that change nothing
+    /// here.
     fn memory_words(&self, m: &[&str]) -> Result<MemoryWords, ParseError> {
         let mut words = MemoryWords {
             space: Space::Generic,

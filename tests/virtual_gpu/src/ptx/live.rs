@@ -1,8 +1,9 @@
 //! From where to where in the text a register is needed.
 //!
-//! A span reaches from the first statement that names the register to the last one. A register that is needed before
-//! a loop and in it is needed to the loop's end; so is one whose first mention in a loop is no plain definition, for it
-//! may carry a value around. Every jump backwards counts as a loop. This is coarser than liveness and never too short.
+//! A span reaches from the first statement that names the register to the last one. A register that
+//! is needed before a loop and in it is needed to the loop's end; so is one whose first mention in
+//! a loop is no plain definition, for it may carry a value around. Every jump backwards counts as a
+//! loop. This is coarser than liveness and never too short.
 
 use super::parse::{Function, Operand, Statement};
 
