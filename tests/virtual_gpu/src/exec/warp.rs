@@ -4,6 +4,8 @@
 //! merge. An instruction of the whole warp (shuffle, mma, barrier) lets its group wait until the lanes that it names
 //! have come, so code that is correct under independent thread scheduling never blocks.
 
+use std::collections::VecDeque;
+
 use super::Env;
 use super::block::{Barrier, BlockState, is_block_wide, special};
 use super::float::{self, PLAIN};
@@ -72,13 +74,46 @@ pub struct Warp {
     pub local: Vec<u8>,
     /// Groups of asynchronous copies that each lane committed.
     pub committed: [u32; 32],
-    pub copies: Vec<AsyncCopy>,
+    pub copies: VecDeque<AsyncCopy>,
     /// Counts synchronisations of the warp, for the race check.
     pub sync_count: u32,
     pub instructions: u64,
     /// Run this many instructions without switching to a group further up: fairness for spin locks.
     pub hold: u32,
     pub divergent_steps: u32,
+}
+
+/// The mask of the lanes for which `f` holds, without branches so that it vectorises.
+#[inline(always)]
+pub fn mask_of(f: impl Fn(usize) -> bool) -> u32 {
+    let mut bits = [0u32; 32];
+    for (lane, bit) in bits.iter_mut().enumerate() {
+        *bit = (f(lane) as u32) << lane;
+    }
+    let mut out = 0;
+    for bit in bits {
+        out |= bit;
+    }
+    out
+}
+
+/// The low words.
+#[inline(always)]
+fn narrow(values: &[u64; 32]) -> [u32; 32] {
+    let mut out = [0; 32];
+    for lane in 0..32 {
+        out[lane] = values[lane] as u32;
+    }
+    out
+}
+
+#[inline(always)]
+fn widen(values: &[u32; 32]) -> [u64; 32] {
+    let mut out = [0; 32];
+    for lane in 0..32 {
+        out[lane] = values[lane] as u64;
+    }
+    out
 }
 
 /// A value of a lane and how a row stores it.
@@ -132,7 +167,7 @@ impl Warp {
             carry: 0,
             local: vec![0; env.kernel.local_bytes as usize * 32],
             committed: [0; 32],
-            copies: Vec::new(),
+            copies: VecDeque::new(),
             sync_count: 0,
             instructions: 0,
             hold: 0,
@@ -196,6 +231,12 @@ impl Warp {
         unsafe { *self.row(row).cast::<[S; 32]>() }
     }
 
+    /// A 32-bit register in place.
+    #[inline(always)]
+    pub fn lanes(&self, row: u32) -> &[u32; 32] {
+        &self.regs[row as usize].0
+    }
+
     #[inline(always)]
     pub fn store<S: Copy>(&mut self, row: u32, values: [S; 32], mask: u32) {
         let to = self.row_mut(row).cast::<S>();
@@ -255,11 +296,7 @@ impl Warp {
     fn mask2<A: Lane>(&self, i: &Inst, f: impl Fn(A, A) -> bool) -> u32 {
         let a = self.load::<A::Store>(i.a);
         let b = self.load::<A::Store>(i.b);
-        let mut out = 0;
-        for lane in 0..32 {
-            out |= (f(A::get(a[lane]), A::get(b[lane])) as u32) << lane;
-        }
-        out
+        mask_of(|lane| f(A::get(a[lane]), A::get(b[lane])))
     }
 
     #[inline(always)]
@@ -270,32 +307,19 @@ impl Warp {
 
     /// Runs at most `budget` instructions.
     pub fn run(&mut self, state: &mut BlockState, budget: u64) -> Checked<Stop> {
+        // One copy of the interpreter is compiled, since it takes minutes; every x86-64 server since 2015 has these.
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("bmi2")
-            {
-                // SAFETY: the features were just detected.
-                return unsafe { self.run_avx512(state, budget) };
-            }
-            if is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("bmi2")
-            {
-                // SAFETY: the features were just detected.
-                return unsafe { self.run_avx2(state, budget) };
-            }
+            assert!(
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("bmi2"),
+                "the virtual GPU needs a CPU with AVX2, FMA and BMI2"
+            );
+            // SAFETY: the features were just detected.
+            unsafe { self.run_avx2(state, budget) }
         }
-        self.run_any(state, budget)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,popcnt,lzcnt")]
-    unsafe fn run_avx512(&mut self, state: &mut BlockState, budget: u64) -> Checked<Stop> {
+        #[cfg(not(target_arch = "x86_64"))]
         self.run_any(state, budget)
     }
 
@@ -543,7 +567,11 @@ impl Warp {
                 let product = widen(a) * widen(b);
                 (if high { product >> 16 } else { product }) as u32
             }),
-            Op::Lop3(table) => self.map3(i, m, |a: u32, b: u32, c: u32| lop3(table, a, b, c)),
+            Op::Lop3(table) => {
+                let masks: [u32; 8] =
+                    std::array::from_fn(|k| 0u32.wrapping_sub(table as u32 >> k & 1));
+                self.map3(i, m, |a: u32, b: u32, c: u32| lop3(&masks, a, b, c));
+            }
             Op::Shf { left, wrap } => self.map3(i, m, |a: u32, b: u32, c: u32| {
                 let count = if wrap { c & 31 } else { c.min(32) };
                 let both = (b as u64) << 32 | a as u64;
@@ -786,7 +814,7 @@ impl Warp {
             | Op::Match { .. }
             | Op::Redux { .. }
             | Op::Elect { .. }
-            | Op::BarWarp => self.collective(state, i, m, pc)?,
+            | Op::BarWarp => self.collective(i, m, pc)?,
             Op::Ldmatrix { count, trans, wide_address, offset } => {
                 self.ldmatrix(state, i, m, pc, count, trans, (i.a, wide_address, offset))?;
             }
@@ -1007,6 +1035,7 @@ impl Warp {
         self.store(i.d, out, m);
     }
 
+    #[inline(always)]
     fn pack(&mut self, kernel: &Kernel, i: &Inst, m: u32, count: u8, part_bits: u8, wide: bool) {
         let mut out = [0u64; 32];
         for part in 0..count as u32 {
@@ -1019,18 +1048,22 @@ impl Warp {
         if wide {
             self.store(i.d, out, m);
         } else {
-            self.store(i.d, out.map(|x| x as u32), m);
+            self.store(i.d, narrow(&out), m);
         }
     }
 
+    #[inline(always)]
     fn unpack(&mut self, kernel: &Kernel, i: &Inst, m: u32, count: u8, part_bits: u8, wide: bool) {
-        let values =
-            if wide { self.load::<u64>(i.a) } else { self.load::<u32>(i.a).map(|x| x as u64) };
+        let values = if wide { self.load::<u64>(i.a) } else { widen(self.lanes(i.a)) };
         let keep = (1u64 << part_bits) - 1;
         for part in 0..count as u32 {
             let row = kernel.lists[(i.d + part) as usize];
             let shift = part * part_bits as u32;
-            self.store(row, values.map(|x| (x >> shift & keep) as u32), m);
+            let mut out = [0; 32];
+            for lane in 0..32 {
+                out[lane] = (values[lane] >> shift & keep) as u32;
+            }
+            self.store(row, out, m);
         }
     }
 
@@ -1066,7 +1099,7 @@ impl Warp {
     fn carry(&mut self, i: &Inst, m: u32, subtract: bool, take: bool, set: bool, wide: bool) {
         let mut flags = 0;
         let read = |w: &Warp, row| {
-            if wide { w.load::<u64>(row) } else { w.load::<u32>(row).map(|x| x as u64) }
+            if wide { w.load::<u64>(row) } else { widen(w.lanes(row)) }
         };
         let (a, b) = (read(self, i.a), read(self, i.b));
         let mut out = [0u64; 32];
@@ -1084,7 +1117,7 @@ impl Warp {
         if wide {
             self.store(i.d, out, m);
         } else {
-            self.store(i.d, out.map(|x| x as u32), m);
+            self.store(i.d, narrow(&out), m);
         }
     }
 
@@ -1172,8 +1205,7 @@ impl Warp {
                 _ => {}
             }
         }
-        let raw =
-            if wide_from { self.load::<u64>(i.a) } else { self.load::<u32>(i.a).map(|x| x as u64) };
+        let raw = if wide_from { self.load::<u64>(i.a) } else { widen(self.lanes(i.a)) };
         let mut out = [0u64; 32];
         for lane in 0..32 {
             let bits = float::convert(raw[lane], from, to, mode);
@@ -1192,8 +1224,11 @@ impl Warp {
         if wide_to {
             self.store(i.d, out, m);
         } else {
-            let keep = if half_to { 0xFFFF } else { u32::MAX };
-            self.store(i.d, out.map(|x| x as u32 & keep), m);
+            let keep = if half_to { 0xFFFF } else { u32::MAX as u64 };
+            for value in &mut out {
+                *value &= keep;
+            }
+            self.store(i.d, narrow(&out), m);
         }
     }
 
@@ -1251,33 +1286,46 @@ impl Warp {
     #[inline(always)]
     fn mma(&mut self, kernel: &Kernel, i: &Inst, m: u32, shape: MmaShape) {
         let rows = |start: u32, at: usize| kernel.lists[start as usize + at];
-        let c2 = |w: &Warp| [0, 1].map(|k| w.load::<u32>(rows(i.c, k)));
-        let a4 = |w: &Warp| [0, 1, 2, 3].map(|k| w.load::<u32>(rows(i.a, k)));
-        let a2 = |w: &Warp| [0, 1].map(|k| w.load::<u32>(rows(i.a, k)));
-        let b2 = |w: &Warp| [0, 1].map(|k| w.load::<u32>(rows(i.b, k)));
-        let b1 = |w: &Warp| [w.load::<u32>(rows(i.b, 0))];
-        let c4 = |w: &Warp| [0, 1, 2, 3].map(|k| w.load::<u32>(rows(i.c, k)));
+        let a = |k: usize| self.lanes(rows(i.a, k));
+        let b = |k: usize| self.lanes(rows(i.b, k));
+        let c = |k: usize| self.lanes(rows(i.c, k));
         let d = match shape {
-            MmaShape::K16 { bf16: true } => {
-                mma::mma_f32::<16>(true, &a4(self), &b2(self), &c4(self))
+            MmaShape::K16 { bf16: true } => mma::mma_f32::<16>(
+                true,
+                &[a(0), a(1), a(2), a(3)],
+                &[b(0), b(1)],
+                &[c(0), c(1), c(2), c(3)],
+            ),
+            MmaShape::K16 { bf16: false } => mma::mma_f32::<16>(
+                false,
+                &[a(0), a(1), a(2), a(3)],
+                &[b(0), b(1)],
+                &[c(0), c(1), c(2), c(3)],
+            ),
+            MmaShape::K8 { bf16 } => {
+                mma::mma_f32::<8>(bf16, &[a(0), a(1)], &[b(0)], &[c(0), c(1), c(2), c(3)])
             }
-            MmaShape::K16 { bf16: false } => {
-                mma::mma_f32::<16>(false, &a4(self), &b2(self), &c4(self))
-            }
-            MmaShape::K8 { bf16 } => mma::mma_f32::<8>(bf16, &a2(self), &b1(self), &c4(self)),
             MmaShape::K16HalfAcc => {
-                let d = mma::mma_f16(&a4(self), &b2(self), &c2(self));
+                let d = mma::mma_f16(&[a(0), a(1), a(2), a(3)], &[b(0), b(1)], &[c(0), c(1)]);
                 for (k, value) in d.into_iter().enumerate() {
                     self.store(rows(i.d, k), value, m);
                 }
                 return;
             }
-            MmaShape::K32Int { a_signed, b_signed, sat } => {
-                mma::mma_int((a_signed, b_signed), sat, &a4(self), &b2(self), &c4(self))
-            }
-            MmaShape::K16Int { a_signed, b_signed, sat } => {
-                mma::mma_int((a_signed, b_signed), sat, &a2(self), &b1(self), &c4(self))
-            }
+            MmaShape::K32Int { a_signed, b_signed, sat } => mma::mma_int(
+                (a_signed, b_signed),
+                sat,
+                &[a(0), a(1), a(2), a(3)],
+                &[b(0), b(1)],
+                &[c(0), c(1), c(2), c(3)],
+            ),
+            MmaShape::K16Int { a_signed, b_signed, sat } => mma::mma_int(
+                (a_signed, b_signed),
+                sat,
+                &[a(0), a(1)],
+                &[b(0)],
+                &[c(0), c(1), c(2), c(3)],
+            ),
         };
         for (k, value) in d.into_iter().enumerate() {
             self.store(rows(i.d, k), value, m);
@@ -1304,17 +1352,11 @@ fn mulhi_s64(a: i64, b: i64) -> i64 {
 }
 
 #[inline(always)]
-fn lop3(table: u8, a: u32, b: u32, c: u32) -> u32 {
-    let mut out = 0;
-    for k in 0..8 {
-        if table >> k & 1 == 1 {
-            let x = if k & 4 != 0 { a } else { !a };
-            let y = if k & 2 != 0 { b } else { !b };
-            let z = if k & 1 != 0 { c } else { !c };
-            out |= x & y & z;
-        }
-    }
-    out
+fn lop3(masks: &[u32; 8], a: u32, b: u32, c: u32) -> u32 {
+    let pick = |k: usize| masks[k];
+    let low = (pick(0) & !c | pick(1) & c) & !b | (pick(2) & !c | pick(3) & c) & b;
+    let high = (pick(4) & !c | pick(5) & c) & !b | (pick(6) & !c | pick(7) & c) & b;
+    low & !a | high & a
 }
 
 #[inline(always)]
