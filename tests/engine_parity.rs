@@ -4,7 +4,7 @@
 use kernels::Backend;
 use models::TokenId;
 use serde_json::Value;
-use server::engine::{EngineConfig, PolicyKind, PrefixCaching, Request, SamplingParams};
+use server::engine::{EngineConfig, Overlap, PolicyKind, PrefixCaching, Request, SamplingParams};
 use std::path::Path;
 use tests::observed::{Arrivals, run_engine};
 use tests::random::Random;
@@ -70,5 +70,6 @@ fn config(limits: Limits) -> EngineConfig {
         waiting_tokens_max: 10_000,
         policy: PolicyKind::Fcfs,
         prefix_caching: PrefixCaching::Enabled,
+        overlap: Overlap::default(),
     }
 }

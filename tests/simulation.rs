@@ -1,19 +1,21 @@
 //! The whole engine under seeded arrivals, aborts, short memory, shared prefixes and faults, on a
 //! runner whose tokens depend on the slots it really read. Each request must get exactly what it
-//! gets alone, and no block may be lost.
+//! gets alone, and no block may be lost; by the plain loop and with overlap, which the seed decides.
 //!
 //! `MONSOON_SIMULATION_SEEDS` is the number of seeds; `MONSOON_SIMULATION_SEED` replays one.
 
 use models::TokenId;
 use server::engine::{
-    Engine, EngineConfig, EngineError, Event, PolicyKind, PrefixCaching, Request, SamplingParams,
-    SequenceId,
+    Engine, EngineConfig, EngineError, Event, FinishReason, Overlap, PolicyKind, PrefixCaching,
+    Request, SamplingParams, SequenceId,
 };
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tests::fake_runner::{FakeRunner, NUM_SALTS, VOCAB_SIZE, events_alone, salt, scatter};
+use tests::fake_runner::{
+    FakeRunner, Fault, FaultAt, NUM_SALTS, VOCAB_SIZE, events_alone, salt, scatter,
+};
 
 const SEEDS_DEFAULT: u64 = 10_000;
 /// No scenario comes near it; one that reaches it goes round in circles.
@@ -33,16 +35,19 @@ fn each_request_gets_what_it_gets_alone() {
     let num_seeds = number_from_env("MONSOON_SIMULATION_SEEDS").unwrap_or(SEEDS_DEFAULT);
     let next_seed = AtomicU64::new(0);
     let num_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let coverage = std::thread::scope(|scope| {
+    let [plain, overlapped] = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..num_threads)
             .map(|_| scope.spawn(|| simulate_many(&next_seed, num_seeds)))
             .collect();
         let coverages = threads.into_iter().map(|t| t.join().expect("a seed failed, see above"));
-        coverages.fold(Coverage::default(), Coverage::add)
+        coverages.fold(Default::default(), |[plain, overlapped]: [Coverage; 2], [p, o]| {
+            [plain.add(p), overlapped.add(o)]
+        })
     });
-    println!("{num_seeds} seeds: {coverage:?}");
+    println!("{num_seeds} seeds\nplain: {plain:?}\noverlapped: {overlapped:?}");
     if num_seeds >= 1000 {
-        coverage.assert_all_happened();
+        plain.assert_all_happened(Overlap::Disabled);
+        overlapped.assert_all_happened(Overlap::Enabled);
     }
 }
 
@@ -58,10 +63,18 @@ struct Coverage {
     cached_tokens: u64,
     evicted_blocks: u64,
     prefix_waits: u64,
+    /// The client left while a step computed its sequence.
+    aborted_under_way: u64,
+    /// Steps that were launched while another was under way.
+    overlapped_steps: u64,
+    /// Chunks whose token was not known when they were planned.
+    from_last_step: u64,
+    /// A sequence stopped by its token when the next one was being computed already.
+    stopped_under_way: u64,
 }
 
 impl Coverage {
-    fn counts(&self) -> [u64; 9] {
+    fn counts(&self) -> [u64; 10] {
         [
             self.steps,
             self.finished,
@@ -72,7 +85,12 @@ impl Coverage {
             self.cached_tokens,
             self.evicted_blocks,
             self.prefix_waits,
+            self.aborted_under_way,
         ]
+    }
+
+    fn counts_of_overlap(&self) -> [u64; 3] {
+        [self.overlapped_steps, self.from_last_step, self.stopped_under_way]
     }
 
     fn add(self, other: Coverage) -> Coverage {
@@ -86,24 +104,46 @@ impl Coverage {
             cached_tokens: self.cached_tokens + other.cached_tokens,
             evicted_blocks: self.evicted_blocks + other.evicted_blocks,
             prefix_waits: self.prefix_waits + other.prefix_waits,
+            aborted_under_way: self.aborted_under_way + other.aborted_under_way,
+            overlapped_steps: self.overlapped_steps + other.overlapped_steps,
+            from_last_step: self.from_last_step + other.from_last_step,
+            stopped_under_way: self.stopped_under_way + other.stopped_under_way,
         }
     }
 
     /// A simulation in which nothing goes wrong would prove nothing.
-    fn assert_all_happened(&self) {
-        assert!(self.counts().iter().all(|count| *count > 100), "something is too rare: {self:?}");
+    fn assert_all_happened(&self, overlap: Overlap) {
+        assert!(self.counts().iter().all(|count| *count > 50), "something is too rare: {self:?}");
+        let of_overlap = self.counts_of_overlap();
+        match overlap {
+            Overlap::Disabled => {
+                assert_eq!(of_overlap, [0; 3], "the plain loop plans nothing ahead")
+            }
+            Overlap::Enabled => {
+                assert!(of_overlap.iter().all(|count| *count > 50), "too rare: {self:?}");
+            }
+        }
     }
 }
 
-fn simulate_many(next_seed: &AtomicU64, num_seeds: u64) -> Coverage {
-    let mut coverage = Coverage::default();
+/// The loop that a seed is for.
+fn overlap_of(seed: u64) -> Overlap {
+    if seed.is_multiple_of(2) { Overlap::Disabled } else { Overlap::Enabled }
+}
+
+/// What happened by the plain loop, and with overlap.
+fn simulate_many(next_seed: &AtomicU64, num_seeds: u64) -> [Coverage; 2] {
+    let [mut plain, mut overlapped] = [Coverage::default(), Coverage::default()];
     loop {
         let seed = next_seed.fetch_add(1, Ordering::Relaxed);
         if seed >= num_seeds {
-            return coverage;
+            return [plain, overlapped];
         }
         match catch_unwind(AssertUnwindSafe(|| simulate(seed))) {
-            Ok(of_seed) => coverage = coverage.add(of_seed),
+            Ok(of_seed) => match overlap_of(seed) {
+                Overlap::Disabled => plain = plain.add(of_seed),
+                Overlap::Enabled => overlapped = overlapped.add(of_seed),
+            },
             Err(panic) => {
                 eprintln!(
                     "seed {seed} failed; replay it with \
@@ -119,9 +159,9 @@ fn simulate_many(next_seed: &AtomicU64, num_seeds: u64) -> Coverage {
 
 fn simulate(seed: u64) -> Coverage {
     let mut random = Random(scatter(seed.wrapping_add(1)));
-    let scenario = Scenario::random(&mut random);
+    let scenario = Scenario::random(&mut random, overlap_of(seed));
     let config = &scenario.config;
-    let runner = FakeRunner::new(config.num_blocks, config.block_size, scenario.fault_step);
+    let runner = FakeRunner::new(config.num_blocks, config.block_size, scenario.fault);
     let simulation = Simulation {
         engine: Engine::new(config.clone(), runner),
         clients: BTreeMap::new(),
@@ -160,11 +200,10 @@ impl Simulation {
         while self.step <= ARRIVAL_STEP_MAX || !self.engine.is_idle() {
             assert!(self.step < STEPS_MAX, "requests are left after {STEPS_MAX} steps");
             self.submit_due(scenario);
-            self.abort_due(scenario);
-            if !self.run_step() {
+            self.abort_due(scenario, Moment::BeforeLaunch);
+            if !self.run_step(scenario) {
                 return self.finish_lost();
             }
-            self.engine.assert_consistent();
         }
         self.probe_cache(scenario);
         self.finish()
@@ -198,34 +237,53 @@ impl Simulation {
         self.engine.submit(id, request.clone(), self.now());
     }
 
-    fn abort_due(&mut self, scenario: &Scenario) {
-        for (id, step) in &scenario.aborts {
-            let Some(client) = self.clients.get_mut(id).filter(|_| *step == self.step) else {
-                continue;
-            };
+    fn abort_due(&mut self, scenario: &Scenario, moment: Moment) {
+        let due = |abort: &&Abort| (abort.step, abort.moment) == (self.step, moment);
+        let due: Vec<SequenceId> = scenario.aborts.iter().filter(due).map(|a| a.id).collect();
+        for id in due {
+            let Some(client) = self.clients.get_mut(&id) else { continue };
             // Aborting what has ended must do nothing, so it is tried too.
-            self.engine.abort(*id);
+            self.engine.abort(id);
+            self.engine.assert_consistent();
             if client.end.is_none() {
                 client.end = Some(End::Aborted);
+                let is_under_way = self.engine.runner().is_under_way(id);
+                self.coverage.aborted_under_way += u64::from(is_under_way);
             }
         }
     }
 
     /// Returns whether the device still works.
-    fn run_step(&mut self) -> bool {
+    fn run_step(&mut self, scenario: &Scenario) -> bool {
         let was_idle = self.engine.is_idle();
-        let computed_before = self.engine.stats().computed_tokens;
-        let result = self.engine.step(self.now());
+        let collected_before = self.engine.runner().num_collected();
+        if self.engine.launch(self.now()).is_err() {
+            return false;
+        }
+        self.engine.assert_consistent();
+        self.abort_due(scenario, Moment::BeforeCollect);
+        let result = self.engine.collect();
         self.step += 1;
         let Ok(events) = result else { return false };
-        let stats = self.engine.stats();
-        assert!(was_idle || stats.computed_tokens > computed_before, "each step computes");
-        self.coverage.prefix_waits += stats.waiting_for_prefix as u64;
+        let num_collected = self.engine.runner().num_collected() - collected_before;
+        assert_eq!(num_collected, u64::from(!was_idle), "each step gives results");
+        self.engine.assert_consistent();
+        self.coverage.prefix_waits += self.engine.stats().waiting_for_prefix as u64;
         for (id, event) in events {
-            let client = self.clients.get_mut(&id).expect("events are for known requests");
-            client.receive(event);
+            self.receive(id, event);
         }
         true
+    }
+
+    fn receive(&mut self, id: SequenceId, event: Event) {
+        if let Event::Finished { reason } = &event
+            && self.engine.runner().is_under_way(id)
+        {
+            assert_eq!(*reason, FinishReason::Stop, "an end by length is seen in advance");
+            self.coverage.stopped_under_way += 1;
+        }
+        let client = self.clients.get_mut(&id).expect("events are for known requests");
+        client.receive(event);
     }
 
     /// Whatever the cache holds after all that must be right.
@@ -235,10 +293,9 @@ impl Simulation {
             self.submit(id, request, &scenario.config);
             while !self.engine.is_idle() {
                 assert!(self.step < STEPS_MAX, "requests are left after {STEPS_MAX} steps");
-                if !self.run_step() {
+                if !self.run_step(scenario) {
                     return self.lose_all();
                 }
-                self.engine.assert_consistent();
             }
         }
     }
@@ -278,6 +335,8 @@ impl Simulation {
         self.coverage.preemptions = stats.preemptions;
         self.coverage.cached_tokens = stats.prefix_hit_tokens;
         self.coverage.evicted_blocks = stats.evicted_blocks;
+        self.coverage.overlapped_steps = stats.overlapped_steps;
+        self.coverage.from_last_step = self.engine.runner().num_from_last_step();
         self.coverage
     }
 
@@ -308,9 +367,8 @@ impl Client {
 struct Scenario {
     config: EngineConfig,
     arrivals: Vec<Arrival>,
-    /// After this many steps the client leaves.
-    aborts: Vec<(SequenceId, u64)>,
-    fault_step: Option<u64>,
+    aborts: Vec<Abort>,
+    fault: Option<Fault>,
     /// Run one by one at the end, one for each salt.
     probes: Vec<Request>,
 }
@@ -321,9 +379,22 @@ struct Arrival {
     request: Request,
 }
 
+/// The client leaves.
+struct Abort {
+    id: SequenceId,
+    step: u64,
+    moment: Moment,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    BeforeLaunch,
+    BeforeCollect,
+}
+
 impl Scenario {
-    fn random(random: &mut Random) -> Scenario {
-        let config = random_config(random);
+    fn random(random: &mut Random, overlap: Overlap) -> Scenario {
+        let config = random_config(random, overlap);
         let num_requests = random.between(1, REQUESTS_MAX);
         // Some scenarios send all at once, so that identical prefixes meet.
         let arrival_step_max = if random.one_in(2) { 1 } else { ARRIVAL_STEP_MAX };
@@ -339,22 +410,27 @@ impl Scenario {
             let request = random_request(random, prompt, salt_index, config.max_model_len);
             let step = random.between(0, arrival_step_max);
             if random.one_in(5) {
-                aborts.push((id, step + random.below(20)));
+                let moment =
+                    if random.one_in(2) { Moment::BeforeLaunch } else { Moment::BeforeCollect };
+                aborts.push(Abort { id, step: step + random.below(20), moment });
             }
             arrivals.push(Arrival { step, id, request });
         }
-        let fault_step = random.one_in(20).then(|| random.below(30));
+        let fault = random.one_in(20).then(|| Fault {
+            step: random.below(30),
+            at: if random.one_in(2) { FaultAt::Launch } else { FaultAt::Collect },
+        });
         let probes = (0..NUM_SALTS)
             .map(|index| {
                 let prompt = bases[index as usize % bases.len()].clone();
                 random_request(random, prompt, index, config.max_model_len)
             })
             .collect();
-        Scenario { config, arrivals, aborts, fault_step, probes }
+        Scenario { config, arrivals, aborts, fault, probes }
     }
 }
 
-fn random_config(random: &mut Random) -> EngineConfig {
+fn random_config(random: &mut Random, overlap: Overlap) -> EngineConfig {
     let max_num_seqs = random.between(1, 6) as usize;
     let block_size = random.between(1, 6) as usize;
     let max_model_len = random.between(6, 40) as usize;
@@ -375,6 +451,7 @@ fn random_config(random: &mut Random) -> EngineConfig {
         } else {
             PrefixCaching::Enabled
         },
+        overlap,
     }
 }
 

@@ -11,6 +11,9 @@ pub enum KernelError {
     /// An index (token id, slot, block, row) lies outside its table.
     #[error("{op}: {what} {index} is outside 0..{len}")]
     Index { op: &'static str, what: &'static str, index: usize, len: usize },
+    /// The op has no implementation on this backend: the caller takes another op there.
+    #[error("{op} does not run on {backend}")]
+    Backend { op: &'static str, backend: &'static str },
     /// A buffer would not fit in memory.
     #[error("{what}: {bytes} bytes cannot be allocated")]
     OutOfMemory { what: &'static str, bytes: usize },

@@ -6,10 +6,12 @@ pub mod comm;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod indices;
 pub mod ops;
 pub mod tensor;
 
 pub use backend::Backend;
 pub use dtype::DType;
 pub use error::KernelError;
+pub use indices::Indices;
 pub use tensor::Tensor;

@@ -1,13 +1,15 @@
 //! `Tensor`: contiguous, row-major numbers on one device.
 
+use crate::device::cuda::{CudaDevice, DeviceBuffer};
 use crate::device::memory::AlignedVec;
-use crate::{DType, KernelError};
+use crate::ops::dequantize;
+use crate::{Backend, DType, KernelError};
 use half::{bf16, f16};
 
 /// Dimensions one tensor may have.
 const DIMS_MAX: usize = 6;
 
-/// A dense array in host memory. The first dimension may shrink and grow again up to what was
+/// A dense array in the memory of the host or of a GPU. The first dimension may shrink and grow again up to what was
 /// allocated (`set_rows`), so that one buffer serves steps of any size without a new allocation.
 #[derive(Debug)]
 pub struct Tensor {
@@ -20,34 +22,85 @@ enum Data {
     F32(AlignedVec<f32>),
     F16(AlignedVec<f16>),
     BF16(AlignedVec<bf16>),
+    Cuda(DType, DeviceBuffer),
 }
 
 impl Tensor {
+    /// Zeros in the memory that `backend` computes in. Errors: as `zeros`.
+    pub fn zeros_on(
+        backend: &Backend,
+        dtype: DType,
+        shape: &[usize],
+    ) -> Result<Tensor, KernelError> {
+        let Backend::Cuda(device) = backend else { return Self::zeros(dtype, shape) };
+        let bytes = num_bytes(dtype, shape)?;
+        let buffer = DeviceBuffer::zeroed(device, bytes)?;
+        Ok(Tensor { shape: shape.to_vec(), data: Data::Cuda(dtype, buffer) })
+    }
+
+    /// F32 values in the memory that `backend` computes in. Panics unless they fill `shape`.
+    pub fn from_f32_on(
+        backend: &Backend,
+        shape: &[usize],
+        values: &[f32],
+    ) -> Result<Tensor, KernelError> {
+        let Backend::Cuda(device) = backend else { return Ok(Self::from_f32(shape, values)) };
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Self::from_bytes_on(device, DType::F32, shape, &bytes)
+    }
+
+    /// Values as they lie in memory, little endian, copied to `device`. Panics unless they fill
+    /// `shape`.
+    pub fn from_bytes_on(
+        device: &CudaDevice,
+        dtype: DType,
+        shape: &[usize],
+        bytes: &[u8],
+    ) -> Result<Tensor, KernelError> {
+        assert_eq!(num_bytes(dtype, shape)?, bytes.len(), "values do not fill the shape");
+        let buffer = DeviceBuffer::from_bytes(device, bytes)?;
+        Ok(Tensor { shape: shape.to_vec(), data: Data::Cuda(dtype, buffer) })
+    }
+
+    /// A copy of the values in use, widened to F32, after all work queued so far.
+    pub fn to_f32(&self) -> Result<Vec<f32>, KernelError> {
+        match &self.data {
+            Data::F32(v) => Ok(v[..self.len()].to_vec()),
+            Data::F16(v) => Ok(v[..self.len()].iter().map(|x| x.to_f32()).collect()),
+            Data::BF16(v) => Ok(v[..self.len()].iter().map(|x| x.to_f32()).collect()),
+            Data::Cuda(dtype, buffer) => {
+                let mut bytes = vec![0; self.len() * dtype.block_bytes()];
+                buffer.read(0, &mut bytes)?;
+                let mut out = vec![0.0; self.len()];
+                dequantize(*dtype, &bytes, &mut out)?;
+                Ok(out)
+            }
+        }
+    }
+
+    /// Address on the GPU. Panics for a tensor in host memory (ops check their contract first).
+    pub fn device_ptr(&self) -> u64 {
+        self.device_buffer().ptr()
+    }
+
+    /// The memory on the GPU. Panics as `device_ptr` does.
+    pub fn device_buffer(&self) -> &DeviceBuffer {
+        match &self.data {
+            Data::Cuda(_, buffer) => buffer,
+            _ => panic!("tensor is in host memory"),
+        }
+    }
+
     /// Errors: `OutOfMemory`; `DType` for a quantised dtype (weights are `ops::linear::Weight`).
     pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Tensor, KernelError> {
-        assert!(
-            !shape.is_empty() && shape.len() <= DIMS_MAX,
-            "a tensor has 1 to {DIMS_MAX} dimensions"
-        );
-        let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        let no_memory = || KernelError::OutOfMemory {
-            what: "tensor",
-            bytes: len.and_then(|n| n.checked_mul(dtype.block_bytes())).unwrap_or(usize::MAX),
-        };
-        let len = len.ok_or_else(no_memory)?;
+        let bytes = num_bytes(dtype, shape)?;
+        let no_memory = || KernelError::OutOfMemory { what: "tensor", bytes };
+        let len = bytes / dtype.block_bytes();
         let data = match dtype {
             DType::F32 => Data::F32(AlignedVec::try_zeroed(len).ok_or_else(no_memory)?),
             DType::F16 => Data::F16(AlignedVec::try_zeroed(len).ok_or_else(no_memory)?),
             DType::BF16 => Data::BF16(AlignedVec::try_zeroed(len).ok_or_else(no_memory)?),
-            _ => {
-                let (op, what) = ("Tensor::zeros", "dtype");
-                return Err(KernelError::DType {
-                    op,
-                    what,
-                    got: dtype.name(),
-                    expected: "F32, F16 or BF16",
-                });
-            }
+            _ => unreachable!("num_bytes takes plain formats only"),
         };
         Ok(Tensor { shape: shape.to_vec(), data })
     }
@@ -67,6 +120,7 @@ impl Tensor {
             Data::F32(_) => DType::F32,
             Data::F16(_) => DType::F16,
             Data::BF16(_) => DType::BF16,
+            Data::Cuda(dtype, _) => dtype,
         }
     }
 
@@ -95,6 +149,7 @@ impl Tensor {
             Data::F32(v) => v.len(),
             Data::F16(v) => v.len(),
             Data::BF16(v) => v.len(),
+            Data::Cuda(dtype, buffer) => buffer.len() / dtype.block_bytes(),
         };
         let len = rows.checked_mul(self.row_len()).expect("row count overflows");
         assert!(len <= capacity, "{rows} rows exceed the allocated {capacity} values");
@@ -139,4 +194,19 @@ impl Tensor {
         let n = self.row_len();
         &self.f32()[i * n..(i + 1) * n]
     }
+}
+
+/// Bytes of a tensor of a plain format. Errors: `OutOfMemory` when they overflow; `DType`.
+fn num_bytes(dtype: DType, shape: &[usize]) -> Result<usize, KernelError> {
+    assert!(
+        !shape.is_empty() && shape.len() <= DIMS_MAX,
+        "a tensor has 1 to {DIMS_MAX} dimensions"
+    );
+    if dtype.is_quantized() {
+        let (op, what, expected) = ("Tensor::zeros", "dtype", "F32, F16 or BF16");
+        return Err(KernelError::DType { op, what, got: dtype.name(), expected });
+    }
+    let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let bytes = len.and_then(|n| n.checked_mul(dtype.block_bytes()));
+    bytes.ok_or(KernelError::OutOfMemory { what: "tensor", bytes: usize::MAX })
 }

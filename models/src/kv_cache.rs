@@ -1,7 +1,7 @@
 //! `KvCache`: the memory behind block ids, one object per layer.
 
 use crate::ModelConfig;
-use kernels::{DType, KernelError, Tensor};
+use kernels::{Backend, DType, KernelError, Tensor};
 
 /// What a layer carries from token to token. Attention layers keep keys and values of every token.
 #[derive(Debug)]
@@ -20,8 +20,9 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// `num_kv_heads`: those of this rank. `dtype`: F32 or F16.
+    /// `num_kv_heads`: those of this rank. `dtype`: F32 or F16; on a GPU the activation format.
     pub fn new(
+        backend: &Backend,
         config: &ModelConfig,
         num_kv_heads: usize,
         num_blocks: usize,
@@ -29,8 +30,8 @@ impl KvCache {
         dtype: DType,
     ) -> Result<KvCache, KernelError> {
         let shape = [num_blocks, num_kv_heads, block_size, config.head_dim];
-        let layer =
-            |_| Ok(KvLayer { k: Tensor::zeros(dtype, &shape)?, v: Tensor::zeros(dtype, &shape)? });
+        let zeros = || Tensor::zeros_on(backend, dtype, &shape);
+        let layer = |_| Ok(KvLayer { k: zeros()?, v: zeros()? });
         let layers = (0..config.num_layers).map(layer).collect::<Result<_, KernelError>>()?;
         Ok(KvCache { layers, num_blocks, block_size })
     }

@@ -16,14 +16,14 @@ pub use batch::ForwardBatch;
 pub use config::{GenerationDefaults, ModelConfig};
 pub use error::LoadError;
 pub use kv_cache::KvCache;
-pub use registry::load_model;
+pub use registry::{cuda_activation, load_model};
 pub use token::TokenId;
 pub use tokenizer_source::{ChatTemplateSource, GgufTokenizer, TokenizerSource};
 pub use weights::Checkpoint;
 pub use weights::shard::ShardSpec;
 
 use kernels::comm::Communicator;
-use kernels::{Backend, KernelError, Tensor};
+use kernels::{Backend, Indices, KernelError, Tensor};
 
 /// A network with its weights, on one rank.
 pub trait Model: Send {
@@ -38,7 +38,7 @@ pub trait Model: Send {
     /// Runs every token of `batch` through all layers, writes its keys and values into the cache,
     /// and leaves its last hidden state, before the final norm, in `hidden`.
     ///
-    /// Shapes: `hidden` [batch.num_tokens(), hidden_size] F32. Errors: a batch that does not fit
+    /// Shapes: `hidden` [batch.num_rows(), hidden_size] F32. Errors: a batch that does not fit
     /// cache or vocabulary.
     fn forward(
         &self,
@@ -49,13 +49,14 @@ pub trait Model: Send {
 
     /// Final norm and output head for some rows of `hidden`.
     ///
-    /// Shapes: `logits` [rows.len(), vocab_size] F32, padding rows of the vocabulary included (the
+    /// Shapes: `logits` [rows.len(), vocab_size] F32 (more rows where a GPU's step is padded),
+    /// padding rows of the vocabulary included (the
     /// sampler masks them).
     fn logits(
         &self,
         ctx: &mut ForwardContext,
         hidden: &Tensor,
-        rows: &[u32],
+        rows: &Indices,
         logits: &mut Tensor,
     ) -> Result<(), KernelError>;
 }

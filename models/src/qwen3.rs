@@ -8,8 +8,9 @@ use crate::layers::rope::rope_table;
 use crate::layers::scratch::Scratch;
 use crate::weights::loader::Loader;
 use crate::{ForwardBatch, ForwardContext, LoadError, Model, ModelConfig};
-use kernels::ops::{RopeTable, Table, add_assign, attention, embedding, kv_write, rope, silu_mul};
-use kernels::{KernelError, Tensor};
+use kernels::ops::qkv_rope_write::{HeadNorm, Heads, Positions};
+use kernels::ops::{RopeTable, Table, add_assign, attention, embedding, qkv_rope_write, silu_mul};
+use kernels::{Indices, KernelError, Tensor};
 use std::cell::RefCell;
 
 pub struct Qwen3 {
@@ -48,40 +49,45 @@ impl Model for Qwen3 {
         let ForwardContext { backend, communicator, kv_cache } = ctx;
         assert_eq!(kv_cache.layers.len(), self.layers.len(), "a cache for another model");
         let mut scratch = self.scratch.borrow_mut();
-        let s = scratch.fit(batch.num_tokens())?;
+        let s = scratch.fit(batch.num_rows())?;
         let head_dim = self.config.head_dim;
         let scale = 1.0 / (head_dim as f32).sqrt();
+        let (positions, slots, table) = (&batch.positions, &batch.slots, &self.rope);
+        let places = Positions { positions, slots, table };
 
         embedding(backend, hidden, &self.embed_tokens, &batch.token_ids)?;
-        for (layer, kv) in self.layers.iter().zip(&mut kv_cache.layers) {
-            layer.input_norm.forward(backend, &mut s.normed, hidden)?;
+        // What a half layer adds to the hidden state is added by the norm that follows it.
+        for (i, (layer, kv)) in self.layers.iter().zip(&mut kv_cache.layers).enumerate() {
+            let mapped = (i > 0).then_some(&s.mapped);
+            layer.input_norm.add_forward(backend, hidden, mapped, &mut s.normed)?;
             layer.attention.qkv(backend, &mut s.q, &mut s.k, &mut s.v, &s.normed)?;
-            layer.q_norm.forward_in_place(backend, &mut s.q)?;
-            layer.k_norm.forward_in_place(backend, &mut s.k)?;
-            rope(backend, &mut s.q, &batch.positions, &self.rope, head_dim)?;
-            rope(backend, &mut s.k, &batch.positions, &self.rope, head_dim)?;
-            kv_write(backend, &mut kv.k, &s.k, &batch.slots)?;
-            kv_write(backend, &mut kv.v, &s.v, &batch.slots)?;
+            let norm = HeadNorm {
+                q_weight: &layer.q_norm.weight,
+                k_weight: &layer.k_norm.weight,
+                eps: layer.q_norm.eps,
+            };
+            let heads = Heads { head_dim, norm: Some(norm) };
+            let caches = [&mut kv.k, &mut kv.v];
+            qkv_rope_write(backend, &mut s.q, &mut s.k, &s.v, caches, &places, &heads)?;
             attention(backend, &mut s.mixed, &s.q, &kv.k, &kv.v, &batch.attention(), scale)?;
-            layer.attention.o.forward(backend, &mut s.projected, &s.mixed)?;
-            communicator.all_reduce_sum(&mut s.projected)?;
-            add_assign(backend, hidden, &s.projected)?;
+            layer.attention.o.forward(backend, &mut s.attended, &s.mixed)?;
+            communicator.all_reduce_sum(&mut s.attended)?;
 
-            layer.post_attention_norm.forward(backend, &mut s.normed, hidden)?;
+            let attended = Some(&s.attended);
+            layer.post_attention_norm.add_forward(backend, hidden, attended, &mut s.normed)?;
             layer.mlp.gate_up(backend, &mut s.gate, &mut s.up, &s.normed)?;
             silu_mul(backend, &mut s.gated, &s.gate, &s.up)?;
-            layer.mlp.down.forward(backend, &mut s.projected, &s.gated)?;
-            communicator.all_reduce_sum(&mut s.projected)?;
-            add_assign(backend, hidden, &s.projected)?;
+            layer.mlp.down.forward(backend, &mut s.mapped, &s.gated)?;
+            communicator.all_reduce_sum(&mut s.mapped)?;
         }
-        Ok(())
+        add_assign(backend, hidden, &s.mapped)
     }
 
     fn logits(
         &self,
         ctx: &mut ForwardContext,
         hidden: &Tensor,
-        rows: &[u32],
+        rows: &Indices,
         logits: &mut Tensor,
     ) -> Result<(), KernelError> {
         self.head.forward(&ctx.backend, logits, hidden, rows, &mut self.scratch.borrow_mut())
@@ -96,9 +102,9 @@ impl Qwen3 {
         Ok(Qwen3 {
             layers: layers.collect::<Result<_, _>>()?,
             embed_tokens: load_embedding(loader)?,
-            rope: rope_table(&config.rope, max_model_len)?,
+            rope: rope_table(loader.backend, &config.rope, max_model_len)?,
             head: Head::load(loader)?,
-            scratch: RefCell::new(Scratch::new(config, loader.sizes)?),
+            scratch: RefCell::new(Scratch::new(loader.backend, config, loader.sizes)?),
             config: config.clone(),
         })
     }

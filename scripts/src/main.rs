@@ -1,8 +1,11 @@
 //! The project's chores, run as `cargo xtask CHORE`.
 
 mod clients;
+mod cuda_toolchain;
 mod floor;
 mod fuzz;
+mod mpi;
+mod kernel_report;
 mod process;
 mod soak;
 mod test;
@@ -21,10 +24,16 @@ struct Args {
 enum Chore {
     /// Fetch the default model if it is absent, then run every test, real clients included
     Test,
+    /// Install nvcc into a cache folder, where the build finds it; print the folder
+    CudaToolchain,
+    /// Write what is known of the GPU kernels without a GPU to kernels/REPORT.md, or check it
+    KernelReport(kernel_report::Args),
     /// Talk to a running server with the published client SDKs (part of `test`)
     Clients,
     /// Fuzz the parsers of outside data: checkpoint headers and request bodies
     Fuzz(fuzz::Args),
+    /// Serve one model with two processes under mpirun, and lose one of them
+    Mpi,
     /// Load a server with clients that partly drop mid-stream; check blocks, memory and answers
     Soak(soak::Args),
     /// Compare speed with llama.cpp's server on the same file, in turns
@@ -36,8 +45,11 @@ enum Chore {
 fn main() -> anyhow::Result<()> {
     match Args::parse().chore {
         Chore::Test => test::run(),
+        Chore::CudaToolchain => cuda_toolchain::run(),
+        Chore::KernelReport(args) => kernel_report::run(&args),
         Chore::Clients => clients::run(),
         Chore::Fuzz(args) => fuzz::run(&args),
+        Chore::Mpi => mpi::run(),
         Chore::Soak(args) => soak::run(&args),
         Chore::Floor(args) => floor::run(&args),
         Chore::VirtualGpu(args) => virtual_gpu::run(&args),

@@ -315,6 +315,9 @@ fn engine_counters(registry: &mut Registry, stats: &EngineStats) {
     counter("prompt", tokens, "Prompt tokens of scheduled sequences", stats.prompt_tokens);
     counter("generation", tokens, "Tokens generated", stats.generated_tokens);
     counter("computed", tokens, "Tokens that went through the model", stats.computed_tokens);
+    counter("wasted", tokens, "Tokens computed for sequences that had ended or gone by then", {
+        stats.wasted_tokens
+    });
     counter("prefix_cache_queries", None, "Prompt tokens looked up in the prefix cache", {
         stats.prefix_query_tokens
     });
@@ -327,6 +330,9 @@ fn engine_counters(registry: &mut Registry, stats: &EngineStats) {
     counter("requests_aborted", None, "Sequences whose client went away", stats.aborted);
     counter("requests_failed", None, "Sequences lost with the device", stats.failed);
     counter("engine_steps", None, "Steps of the engine", stats.steps);
+    counter("engine_steps_overlapped", None, "Steps started while another was under way", {
+        stats.overlapped_steps
+    });
     counter("engine_step_sequences", None, "Sequences in all steps", stats.step_sequences);
     registry.register_with_unit(
         "engine_step",

@@ -7,10 +7,11 @@
 
 use models::TokenId;
 use server::engine::{
-    BlockId, CacheSalt, Chunk, ChunkOutput, Event, FinishReason, Plan, Request, Runner,
-    RunnerError, SampleStep, SampledToken, SamplingParams, SequenceId, StepOutput, TokenLogprobs,
+    BlockId, CacheSalt, Chunk, ChunkInput, ChunkOutput, Event, FinishReason, LastStep,
+    PLANS_UNDER_WAY_MAX, Plan, Request, Runner, RunnerError, SampleStep, SampledToken,
+    SamplingParams, SequenceId, StepOutput, TokenLogprobs,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Token ids are below this.
 pub const VOCAB_SIZE: u32 = 24;
@@ -61,14 +62,65 @@ impl Digest {
 pub struct FakeRunner {
     block_size: usize,
     slots: Vec<Option<SlotContents>>,
-    plan: Option<Plan>,
-    /// The device is lost in this step.
-    fault_step: Option<u64>,
+    under_way: VecDeque<Plan>,
+    last_step: LastStep,
+    /// Places of the tokens in `last_step`.
+    last_positions: BTreeMap<SequenceId, usize>,
+    fault: Option<Fault>,
+    num_collected: u64,
+    num_from_last_step: u64,
+}
+
+/// The device is lost in this step.
+#[derive(Debug, Clone, Copy)]
+pub struct Fault {
+    pub step: u64,
+    pub at: FaultAt,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultAt {
+    Launch,
+    Collect,
 }
 
 impl FakeRunner {
-    pub fn new(num_blocks: usize, block_size: usize, fault_step: Option<u64>) -> Self {
-        Self { block_size, slots: vec![None; num_blocks * block_size], plan: None, fault_step }
+    pub fn new(num_blocks: usize, block_size: usize, fault: Option<Fault>) -> Self {
+        Self {
+            block_size,
+            slots: vec![None; num_blocks * block_size],
+            under_way: VecDeque::new(),
+            last_step: LastStep::default(),
+            last_positions: BTreeMap::new(),
+            fault,
+            num_collected: 0,
+            num_from_last_step: 0,
+        }
+    }
+
+    /// Steps whose results were asked for.
+    pub fn num_collected(&self) -> u64 {
+        self.num_collected
+    }
+
+    /// Whether a plan that is not collected computes a part of the sequence.
+    pub fn is_under_way(&self, id: SequenceId) -> bool {
+        self.under_way.iter().flat_map(|plan| &plan.chunks).any(|chunk| chunk.sequence == id)
+    }
+
+    /// Chunks whose token was left to the step before.
+    pub fn num_from_last_step(&self) -> u64 {
+        self.num_from_last_step
+    }
+
+    fn fail_at(&self, step: u64, at: FaultAt) -> Result<(), RunnerError> {
+        match self.fault {
+            Some(fault) if (fault.step, fault.at) == (step, at) => {
+                let reason = String::from("planned by the test");
+                Err(RunnerError::RankFailed { rank: 0, reason })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn slot_index(&self, chunk: &Chunk, position: usize) -> usize {
@@ -89,8 +141,14 @@ impl FakeRunner {
                 None => digest.read(TokenId(0), usize::MAX, 0),
             };
         }
-        let mut digests = Vec::with_capacity(chunk.token_ids.len());
-        for (offset, token) in chunk.token_ids.iter().enumerate() {
+        if chunk.input == ChunkInput::FromLastStep {
+            let position = self.last_positions.get(&chunk.sequence);
+            assert_eq!(position, Some(&chunk.start), "the last step's token comes next");
+            self.num_from_last_step += 1;
+        }
+        let token_ids = self.last_step.token_ids(chunk).to_vec();
+        let mut digests = Vec::with_capacity(token_ids.len());
+        for (offset, token) in token_ids.iter().enumerate() {
             let position = chunk.start + offset;
             let index = self.slot_index(chunk, position);
             self.check_writer(chunk, position, index);
@@ -104,7 +162,7 @@ impl FakeRunner {
             score.targets.iter().zip(&digests).map(|(target, digest)| score_of(*digest, *target))
         });
         ChunkOutput {
-            sampled: chunk.sample.as_ref().map(|step| sample_step(digest, step)),
+            sampled: self.last_step.sample_step(chunk).map(|step| sample_step(digest, &step)),
             prompt_logprobs: scores.collect(),
         }
     }
@@ -124,8 +182,8 @@ impl FakeRunner {
         let mut writers = BTreeMap::new();
         let mut sequences = BTreeSet::new();
         for chunk in &plan.chunks {
-            let end = chunk.start + chunk.token_ids.len();
-            assert!(!chunk.token_ids.is_empty(), "a chunk has a token");
+            let end = chunk.start + chunk.num_tokens();
+            assert!(chunk.num_tokens() > 0, "a chunk has a token");
             assert!(sequences.insert(chunk.sequence), "a sequence has one chunk in a step");
             assert!(chunk.block_table.len() * self.block_size >= end, "the table is long enough");
             let distinct: BTreeSet<&BlockId> = chunk.block_table.iter().collect();
@@ -146,20 +204,27 @@ impl FakeRunner {
 
 impl Runner for FakeRunner {
     fn launch(&mut self, plan: &Plan) -> Result<(), RunnerError> {
-        assert!(self.plan.is_none(), "one plan is under way at a time");
+        assert!(self.under_way.len() < PLANS_UNDER_WAY_MAX, "too many plans are under way");
+        assert!(!plan.chunks.is_empty(), "a plan has work");
         self.check_plan(plan);
-        self.plan = Some(plan.clone());
+        self.fail_at(plan.step, FaultAt::Launch)?;
+        self.under_way.push_back(plan.clone());
         Ok(())
     }
 
     fn collect(&mut self) -> Result<StepOutput, RunnerError> {
-        let plan = self.plan.take().expect("collect follows launch");
-        if self.fault_step == Some(plan.step) {
-            let reason = String::from("planned by the test");
-            return Err(RunnerError::RankFailed { rank: 0, reason });
-        }
+        let plan = self.under_way.pop_front().expect("collect follows launch");
+        self.fail_at(plan.step, FaultAt::Collect)?;
+        self.num_collected += 1;
         let chunks = plan.chunks.iter().map(|chunk| self.compute(chunk)).collect();
-        Ok(StepOutput { chunks })
+        let output = StepOutput { chunks };
+        self.last_step.remember(&plan, &output);
+        let positions = plan
+            .chunks
+            .iter()
+            .filter_map(|chunk| chunk.sample.as_ref().map(|step| (chunk.sequence, step.position)));
+        self.last_positions = positions.collect();
+        Ok(output)
     }
 }
 
@@ -198,6 +263,8 @@ pub fn events_alone(request: &Request, model_len_max: usize) -> Vec<Event> {
 }
 
 fn sample_step(digest: Digest, step: &SampleStep) -> SampledToken {
+    let history_len = if step.params.needs_history() { step.position } else { 0 };
+    assert_eq!(step.history.len(), history_len, "the history is whole");
     sample(digest, &step.params, step.position, step.prompt_len, &step.history)
 }
 

@@ -3,11 +3,12 @@
 
 use models::{ChatTemplateSource, GenerationDefaults, TokenId, TokenizerSource};
 use server::engine::{
-    Chunk, ChunkOutput, EngineConfig, EngineThread, Plan, PolicyKind, PrefixCaching, Runner,
-    RunnerError, SampledToken, SamplingParams, StepOutput, TokenLogprobs,
+    Chunk, ChunkOutput, EngineConfig, EngineThread, LastStep, Overlap, Plan, PolicyKind,
+    PrefixCaching, Runner, RunnerError, SampledToken, SamplingParams, StepOutput, TokenLogprobs,
 };
 use server::http::{AppState, Drained, HttpConfig, ServedModel, Serving, serve};
 use server::text::{SpecialTokens, TextConfig, TextStage};
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
@@ -46,7 +47,8 @@ pub struct ScriptRunner {
     byte_tokens: Vec<TokenId>,
     slots: Vec<TokenId>,
     gate: Arc<Gate>,
-    pending: Option<StepOutput>,
+    last_step: LastStep,
+    under_way: VecDeque<StepOutput>,
 }
 
 /// Holds the runner's steps back while it is closed.
@@ -80,7 +82,8 @@ impl ScriptRunner {
         };
         let byte_tokens = (0..=255).map(find).collect();
         let slots = vec![TokenId(0); BLOCK_SIZE * NUM_BLOCKS];
-        Self { text, byte_tokens, slots, gate, pending: None }
+        let (last_step, under_way) = (LastStep::default(), VecDeque::new());
+        Self { text, byte_tokens, slots, gate, last_step, under_way }
     }
 
     fn compute(&mut self, chunk: &Chunk) -> ChunkOutput {
@@ -88,10 +91,10 @@ impl ScriptRunner {
             let block = chunk.block_table[position / BLOCK_SIZE].0 as usize;
             block * BLOCK_SIZE + position % BLOCK_SIZE
         };
-        for (i, token) in chunk.token_ids.iter().enumerate() {
+        for (i, token) in self.last_step.token_ids(chunk).iter().enumerate() {
             self.slots[slot(chunk.start + i)] = *token;
         }
-        let context_len = chunk.start + chunk.token_ids.len();
+        let context_len = chunk.start + chunk.num_tokens();
         let context: Vec<_> = (0..context_len).map(|p| self.slots[slot(p)]).collect();
         let sampled = chunk.sample.as_ref().map(|sample| {
             let (prompt, generated) = context.split_at(sample.prompt_len);
@@ -136,13 +139,15 @@ impl ScriptRunner {
 impl Runner for ScriptRunner {
     fn launch(&mut self, plan: &Plan) -> Result<(), RunnerError> {
         let chunks = plan.chunks.iter().map(|chunk| self.compute(chunk)).collect();
-        self.pending = Some(StepOutput { chunks });
+        let output = StepOutput { chunks };
+        self.last_step.remember(plan, &output);
+        self.under_way.push_back(output);
         Ok(())
     }
 
     fn collect(&mut self) -> Result<StepOutput, RunnerError> {
         self.gate.pass();
-        Ok(self.pending.take().expect("a step was launched"))
+        Ok(self.under_way.pop_front().expect("a step was launched"))
     }
 }
 
@@ -161,6 +166,7 @@ pub struct Setup {
     pub waiting_requests_max: usize,
     pub waiting_tokens_max: usize,
     pub prefix_caching: PrefixCaching,
+    pub overlap: Overlap,
     pub loaded: Loaded,
 }
 
@@ -179,6 +185,7 @@ impl Default for Setup {
             waiting_requests_max: 64,
             waiting_tokens_max: 100_000,
             prefix_caching: PrefixCaching::Disabled,
+            overlap: Overlap::Enabled,
             loaded: Loaded::Yes,
         }
     }
@@ -307,6 +314,7 @@ fn load(state: &AppState, setup: &Setup, gate: &Arc<Gate>) -> EngineThread {
         waiting_tokens_max: setup.waiting_tokens_max,
         policy: PolicyKind::Fcfs,
         prefix_caching: setup.prefix_caching,
+        overlap: setup.overlap,
     };
     let runner = ScriptRunner::new(text.clone(), Arc::clone(gate));
     let (engine, thread) = server::engine::start(config, runner);

@@ -6,7 +6,8 @@ use crate::serving::{Limits, Outcome};
 use models::TokenId;
 use server::engine::plan::PromptScore;
 use server::engine::{
-    BlockId, Chunk, FinishReason, Plan, Request, Runner, SampleStep, SequenceId, StepOutput,
+    BlockId, Chunk, ChunkInput, FinishReason, Plan, Request, Runner, SampleStep, SequenceId,
+    StepOutput,
 };
 use std::sync::Arc;
 
@@ -96,7 +97,7 @@ fn commit(
     assert_eq!(output.chunks.len(), plan.chunks.len());
     for ((&index, chunk), result) in members.iter().zip(&plan.chunks).zip(output.chunks) {
         let progress = &mut all[index];
-        progress.num_computed += chunk.token_ids.len();
+        progress.num_computed += chunk.num_tokens();
         // After a restart positions are scored again, and must score the same.
         for (place, scored) in result.prompt_logprobs.into_iter().enumerate() {
             let known = &mut progress.outcome.prompt_logprobs;
@@ -123,7 +124,7 @@ fn commit(
 impl Seen {
     fn look_at(&mut self, plan: &Plan, all: &[Progress], members: &[usize]) {
         let decodes = |(chunk, index): (&Chunk, &usize)| {
-            chunk.start >= all[*index].request.prompt.len() && chunk.token_ids.len() == 1
+            chunk.start >= all[*index].request.prompt.len() && chunk.num_tokens() == 1
         };
         let num_decodes = plan.chunks.iter().zip(members).filter(|&pair| decodes(pair)).count();
         self.mixed_steps += usize::from(0 < num_decodes && num_decodes < plan.chunks.len());
@@ -180,7 +181,7 @@ impl<'a> Progress<'a> {
         let score = |top| PromptScore { targets: targets(), top };
         Some(Chunk {
             sequence: SequenceId(index as u64),
-            token_ids: self.token_ids[start..end].to_vec(),
+            input: ChunkInput::Known(self.token_ids[start..end].to_vec()),
             start,
             block_table: self.block_table.clone(),
             sample,

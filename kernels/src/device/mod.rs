@@ -2,6 +2,7 @@
 
 pub mod arena;
 pub mod cpu;
+pub mod cuda;
 pub mod memory;
 pub mod simd;
 pub mod thread_pool;

@@ -1,7 +1,10 @@
 //! What the op tests share: backends, numbers and comparisons.
 
 use crate::device::cpu::{CpuDevice, Isa};
-use crate::{Backend, Tensor};
+use crate::device::cuda::DeviceBuffer;
+use crate::device::cuda::{self, CudaDevice, images};
+use crate::{Backend, DType, Indices, Tensor};
+use half::{bf16, f16};
 
 /// A CPU backend for every instruction set of this machine, each with one and with three threads.
 pub fn cpu_backends() -> Vec<Backend> {
@@ -9,6 +12,39 @@ pub fn cpu_backends() -> Vec<Backend> {
     let isas = Isa::available();
     let backend = |(device, isa): (&CpuDevice, Isa)| Backend::Cpu(device.with_isa(isa));
     isas.into_iter().flat_map(|isa| devices.iter().map(move |d| (d, isa))).map(backend).collect()
+}
+
+/// A GPU for each activation format, when this machine has one (a virtual one counts) and the build
+/// holds kernels. With MONSOON_REQUIRE_CUDA=1 it is an error that there is none.
+pub fn cuda_devices() -> Vec<CudaDevice> {
+    let found = images::has_kernels() && cuda::device_count() > 0;
+    let required = std::env::var("MONSOON_REQUIRE_CUDA").is_ok_and(|v| v == "1");
+    assert!(found || !required, "MONSOON_REQUIRE_CUDA is set, but there is no GPU or no kernels");
+    if !found {
+        return Vec::new();
+    }
+    let device = CudaDevice::open(0).expect("the driver shows a device");
+    [DType::BF16, DType::F16].map(|dtype| device.with_activation(dtype)).to_vec()
+}
+
+/// `values`, rounded to `dtype`, on the device.
+pub fn on_device(device: &CudaDevice, dtype: DType, shape: &[usize], values: &[f32]) -> Tensor {
+    let bytes: Vec<u8> = match dtype {
+        DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        DType::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        _ => panic!("{dtype} is no format of tensors"),
+    };
+    Tensor::from_bytes_on(device, dtype, shape, &bytes).expect("a small tensor")
+}
+
+/// Indices with a copy on the device, which is returned to be kept alive.
+pub fn indices_on(device: &CudaDevice, indices: &[u32]) -> (Indices, DeviceBuffer) {
+    let bytes: Vec<u8> = indices.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let buffer = DeviceBuffer::from_bytes(device, &bytes).expect("a small buffer");
+    let mut indices = Indices::from(indices);
+    indices.set_device(buffer.ptr());
+    (indices, buffer)
 }
 
 /// Numbers spread over -range..range, the same for the same seed.

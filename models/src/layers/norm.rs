@@ -3,12 +3,12 @@
 use crate::LoadError;
 use crate::weights::loader::Loader;
 use crate::weights::shard::Split;
-use kernels::ops::rms_norm;
+use kernels::ops::add_rms_norm;
 use kernels::{Backend, KernelError, Tensor};
 
 pub struct RmsNorm {
-    weight: Tensor,
-    eps: f32,
+    pub weight: Tensor,
+    pub eps: f32,
 }
 
 impl RmsNorm {
@@ -18,16 +18,14 @@ impl RmsNorm {
         Ok(RmsNorm { weight, eps: loader.config.rms_norm_eps })
     }
 
-    pub fn forward(
+    /// hidden += delta, if there is one; out = the norm of hidden.
+    pub fn add_forward(
         &self,
         backend: &Backend,
+        hidden: &mut Tensor,
+        delta: Option<&Tensor>,
         out: &mut Tensor,
-        x: &Tensor,
     ) -> Result<(), KernelError> {
-        rms_norm(backend, out, x, &self.weight, self.eps)
-    }
-
-    pub fn forward_in_place(&self, backend: &Backend, x: &mut Tensor) -> Result<(), KernelError> {
-        rms_norm::rms_norm_in_place(backend, x, &self.weight, self.eps)
+        add_rms_norm(backend, hidden, delta, out, &self.weight, self.eps)
     }
 }

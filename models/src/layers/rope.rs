@@ -2,13 +2,17 @@
 
 use crate::config::{RopeConfig, YarnConfig};
 use kernels::ops::RopeTable;
-use kernels::{DType, KernelError, Tensor};
+use kernels::{Backend, DType, KernelError, Tensor};
 use std::f64::consts::PI;
 
 /// The table for positions 0..num_positions, computed in f64 and rounded once.
 ///
 /// Errors: `OutOfMemory`.
-pub fn rope_table(config: &RopeConfig, num_positions: usize) -> Result<RopeTable, KernelError> {
+pub fn rope_table(
+    backend: &Backend,
+    config: &RopeConfig,
+    num_positions: usize,
+) -> Result<RopeTable, KernelError> {
     let frequencies = frequencies(config);
     let magnitude = config.yarn.as_ref().map_or(1.0, |yarn| yarn.attention_factor);
     let shape = [num_positions, frequencies.len()];
@@ -23,7 +27,11 @@ pub fn rope_table(config: &RopeConfig, num_positions: usize) -> Result<RopeTable
             sin[i] = (s * magnitude) as f32;
         }
     }
-    Ok(RopeTable { cos, sin })
+    let place = |table: Tensor| match backend {
+        Backend::Cuda(_) => Tensor::from_f32_on(backend, &shape, table.f32()),
+        Backend::Reference | Backend::Cpu(_) => Ok(table),
+    };
+    Ok(RopeTable { cos: place(cos)?, sin: place(sin)? })
 }
 
 /// Radians per position, one for each rotated pair.
@@ -90,12 +98,12 @@ mod tests {
 
     #[test]
     fn table_holds_cosine_and_sine_times_the_magnitude() {
-        let table = rope_table(&yarn(4.0), 3).unwrap();
+        let table = rope_table(&Backend::Reference, &yarn(4.0), 3).unwrap();
         assert_eq!(table.cos.shape(), [3, 64]);
         assert_eq!(table.cos.f32_row(0)[5], 1.138629);
         assert_eq!(table.sin.f32_row(2)[0], (2f64.sin() * 1.138629) as f32);
         let plain = RopeConfig { theta: 100.0, rotary_dim: 4, yarn: None };
-        let table = rope_table(&plain, 8).unwrap();
+        let table = rope_table(&Backend::Reference, &plain, 8).unwrap();
         assert_eq!(table.cos.f32_row(7), [7f64.cos() as f32, 0.7f64.cos() as f32]);
     }
 }

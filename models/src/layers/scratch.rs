@@ -2,26 +2,30 @@
 
 use crate::ModelConfig;
 use crate::weights::shard::ShardSizes;
-use kernels::{DType, KernelError, Tensor};
+use kernels::{Backend, DType, KernelError, Tensor};
 
-/// All intermediate results of one rank, F32, [num_tokens, _] each. They are allocated for the
-/// largest step so far and keep their addresses until a larger one comes.
+/// All intermediate results of one rank, [num_tokens, _] each. What projections and attention read
+/// has the backend's activation format, what is added to the hidden state F32. They are allocated
+/// for the largest step so far and keep their addresses until a larger one comes.
 pub struct Scratch {
+    backend: Backend,
     row_lens: RowLens,
     num_tokens_max: usize,
     num_rows_max: usize,
-    /// Input of a projection: hidden_size wide, as `projected`.
+    /// Input of a projection: hidden_size wide, as `attended` and `mapped`.
     pub normed: Tensor,
     pub q: Tensor,
     pub k: Tensor,
     pub v: Tensor,
     /// Mixed values, heads * head_dim wide.
     pub mixed: Tensor,
-    /// What a half layer adds to the hidden state.
-    pub projected: Tensor,
+    /// What attention adds to the hidden state.
+    pub attended: Tensor,
     pub gate: Tensor,
     pub up: Tensor,
     pub gated: Tensor,
+    /// What the MLP adds to the hidden state.
+    pub mapped: Tensor,
     /// The rows that need logits: [num_rows, hidden_size].
     pub rows: Tensor,
     pub rows_normed: Tensor,
@@ -37,14 +41,18 @@ struct RowLens {
 
 impl Scratch {
     /// Errors: `OutOfMemory`.
-    pub fn new(config: &ModelConfig, sizes: ShardSizes) -> Result<Scratch, KernelError> {
+    pub fn new(
+        backend: &Backend,
+        config: &ModelConfig,
+        sizes: ShardSizes,
+    ) -> Result<Scratch, KernelError> {
         let row_lens = RowLens {
             hidden: config.hidden_size,
             q: sizes.num_heads * config.head_dim,
             kv: sizes.num_kv_heads * config.head_dim,
             inner: sizes.intermediate_size,
         };
-        Self::with_room(row_lens, 1, 1)
+        Self::with_room(backend, row_lens, 1, 1)
     }
 
     /// Makes room for steps of `num_tokens` with logits for `num_rows` of them. Errors:
@@ -53,7 +61,7 @@ impl Scratch {
         if num_tokens > self.num_tokens_max || num_rows > self.num_rows_max {
             let num_tokens = num_tokens.max(self.num_tokens_max);
             let num_rows = num_rows.max(self.num_rows_max);
-            *self = Self::with_room(self.row_lens, num_tokens, num_rows)?;
+            *self = Self::with_room(&self.backend, self.row_lens, num_tokens, num_rows)?;
         }
         Ok(())
     }
@@ -64,7 +72,7 @@ impl Scratch {
         for tensor in [&mut self.normed, &mut self.q, &mut self.k, &mut self.v] {
             tensor.set_rows(num_tokens);
         }
-        for tensor in [&mut self.mixed, &mut self.projected] {
+        for tensor in [&mut self.mixed, &mut self.attended, &mut self.mapped] {
             tensor.set_rows(num_tokens);
         }
         for tensor in [&mut self.gate, &mut self.up, &mut self.gated] {
@@ -82,13 +90,16 @@ impl Scratch {
     }
 
     fn with_room(
+        backend: &Backend,
         row_lens: RowLens,
         num_tokens: usize,
         num_rows: usize,
     ) -> Result<Scratch, KernelError> {
-        let tensor = |len: usize| Tensor::zeros(DType::F32, &[num_tokens, len]);
-        let rows = || Tensor::zeros(DType::F32, &[num_rows, row_lens.hidden]);
+        let activation = backend.activation_dtype();
+        let zeros = |dtype, rows: usize, len| Tensor::zeros_on(backend, dtype, &[rows, len]);
+        let tensor = |len| zeros(activation, num_tokens, len);
         Ok(Scratch {
+            backend: backend.clone(),
             row_lens,
             num_tokens_max: num_tokens,
             num_rows_max: num_rows,
@@ -97,12 +108,13 @@ impl Scratch {
             k: tensor(row_lens.kv)?,
             v: tensor(row_lens.kv)?,
             mixed: tensor(row_lens.q)?,
-            projected: tensor(row_lens.hidden)?,
+            attended: zeros(DType::F32, num_tokens, row_lens.hidden)?,
             gate: tensor(row_lens.inner)?,
             up: tensor(row_lens.inner)?,
             gated: tensor(row_lens.inner)?,
-            rows: rows()?,
-            rows_normed: rows()?,
+            mapped: zeros(DType::F32, num_tokens, row_lens.hidden)?,
+            rows: zeros(DType::F32, num_rows, row_lens.hidden)?,
+            rows_normed: zeros(activation, num_rows, row_lens.hidden)?,
         })
     }
 }

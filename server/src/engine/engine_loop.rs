@@ -4,12 +4,11 @@ use super::event_queue::EventSender;
 use super::handle::{EngineHandle, Intake, Shared};
 use super::plan::{Plan, SequenceId};
 use super::request::{EngineError, Event, Request};
-use super::runner::{Runner, RunnerError};
+use super::runner::{Overlap, Runner, RunnerError};
 use super::scheduler::{Aborted, EngineConfig, Scheduler};
-use super::sequence::Sequence;
 use super::stats::EngineStats;
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,17 +18,20 @@ use std::time::Instant;
 pub struct Engine<R: Runner> {
     scheduler: Scheduler,
     runner: R,
-    under_way: Option<Plan>,
+    overlap: Overlap,
+    /// Launched and not collected, the oldest first.
+    under_way: VecDeque<Plan>,
 }
 
 impl<R: Runner> Engine<R> {
     pub fn new(config: EngineConfig, runner: R) -> Self {
-        Self { scheduler: Scheduler::new(config), runner, under_way: None }
+        let (overlap, under_way) = (config.overlap, VecDeque::new());
+        Self { scheduler: Scheduler::new(config), runner, overlap, under_way }
     }
 
     /// Takes in a request that has passed `EngineConfig::check`. `id` is new.
     pub fn submit(&mut self, id: SequenceId, request: Request, arrival: Instant) {
-        self.scheduler.add(Sequence::new(id, request, arrival));
+        self.scheduler.add(id, request, arrival);
     }
 
     /// Drops a request and frees its blocks at once; nothing happens if it has ended.
@@ -37,32 +39,43 @@ impl<R: Runner> Engine<R> {
         self.scheduler.abort(id)
     }
 
-    /// Runs one step. The events of one sequence are side by side.
+    /// Runs one step: schedules it, launches it, collects and commits its results. That is the plain
+    /// loop; with overlap the next step is launched as well before this one is collected, so that
+    /// the device goes on while the host commits and schedules. The results are the same.
+    ///
+    /// The events of one sequence are side by side.
     pub fn step(&mut self, now: Instant) -> Result<Vec<(SequenceId, Event)>, RunnerError> {
         self.launch(now)?;
         self.collect()
     }
 
-    /// Starts a step, if there is work. Returns the sequences scheduled for the first time.
+    /// Starts a step, or as many as may be under way, while there is work that can be planned.
+    /// Returns the sequences scheduled for the first time.
     pub fn launch(&mut self, now: Instant) -> Result<Vec<SequenceId>, RunnerError> {
-        assert!(self.under_way.is_none(), "one step is under way at a time");
-        let plan = self.scheduler.schedule(now);
-        if !plan.chunks.is_empty() {
+        while self.under_way.len() < self.overlap.plans_under_way_max()
+            && let Some(plan) = self.scheduler.schedule(now)
+        {
             self.runner.launch(&plan)?;
-            self.under_way = Some(plan);
+            self.under_way.push_back(plan);
         }
         Ok(self.scheduler.take_started())
     }
 
-    /// Waits for the step under way, if there is one.
+    /// Waits for the oldest step under way, if there is one, and takes in its results.
     pub fn collect(&mut self) -> Result<Vec<(SequenceId, Event)>, RunnerError> {
-        let Some(plan) = self.under_way.take() else { return Ok(Vec::new()) };
+        let Some(plan) = self.under_way.pop_front() else { return Ok(Vec::new()) };
         let output = self.runner.collect()?;
         Ok(self.scheduler.commit(plan, output))
     }
 
+    /// Whether a step is launched and not collected.
+    pub fn is_computing(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
+    /// Whether there is nothing to compute or to collect.
     pub fn is_idle(&self) -> bool {
-        self.scheduler.is_idle()
+        self.scheduler.is_idle() && !self.is_computing()
     }
 
     pub fn stats(&self) -> EngineStats {
@@ -135,19 +148,25 @@ fn run<R: Runner>(
     shared: &Shared,
     clients: &mut Clients,
 ) -> Result<(), RunnerError> {
+    // Since then the oldest step under way is being computed.
+    let mut step_start = None;
     while let Some(intake) = shared.take(engine.is_idle()) {
         take_in(engine, shared, clients, intake);
         if engine.is_idle() {
             shared.publish(engine.stats());
             continue;
         }
-        let start = shared.step_started();
-        for id in engine.launch(start)? {
+        let now = Instant::now();
+        let start = step_start.unwrap_or(now);
+        shared.step_started(start);
+        for id in engine.launch(now)? {
             shared.leave_waiting(clients[&id].prompt_len);
         }
         shared.publish(engine.stats());
         let events = engine.collect()?;
-        shared.step_ended(start);
+        let end = Instant::now();
+        shared.step_ended(end - start);
+        step_start = engine.is_computing().then_some(end);
         // Before the events: a client that has seen its end finds it counted.
         shared.publish(engine.stats());
         deliver(events, clients);

@@ -39,7 +39,7 @@ pub struct TokenStream {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineHealth {
     Ok,
-    /// The step under way has taken longer than `STEP_TIME_MAX`.
+    /// The oldest step under way has taken longer than `STEP_TIME_MAX`.
     Stuck {
         step_age: Duration,
     },
@@ -185,7 +185,8 @@ pub(super) struct Shared {
     wake: Condvar,
     published: Mutex<EngineStats>,
     created: Instant,
-    /// When the step under way started, in milliseconds since `created`, plus 1; 0 between steps.
+    /// When the oldest step under way started, in milliseconds since `created`, plus 1; 0 while the
+    /// engine thread waits for none.
     step_start_ms: AtomicU64,
 }
 
@@ -247,16 +248,15 @@ impl Shared {
         self.give_back(1, prompt_len);
     }
 
-    pub(super) fn step_started(&self) -> Instant {
-        let now = Instant::now();
-        let start_ms = now.duration_since(self.created).as_millis() as u64;
+    /// The engine thread is about to wait for a step that is computed since `start`.
+    pub(super) fn step_started(&self, start: Instant) {
+        let start_ms = start.duration_since(self.created).as_millis() as u64;
         self.step_start_ms.store(start_ms + 1, Ordering::Relaxed);
-        now
     }
 
-    pub(super) fn step_ended(&self, start: Instant) {
+    pub(super) fn step_ended(&self, step_time: Duration) {
         self.step_start_ms.store(0, Ordering::Relaxed);
-        lock(&self.published).step_time += start.elapsed();
+        lock(&self.published).step_time += step_time;
     }
 
     pub(super) fn publish(&self, stats: EngineStats) {

@@ -16,13 +16,14 @@ pub use blocks::PrefixCaching;
 pub use engine_loop::{Engine, EngineThread, start};
 pub use handle::{Admission, EngineHandle, EngineHealth, TokenStream};
 pub use plan::{
-    BlockId, Chunk, ChunkOutput, Plan, PromptScore, SampleStep, SequenceId, StepOutput,
+    BlockId, Chunk, ChunkInput, ChunkOutput, LastStep, Plan, PromptScore, SampleStep, SequenceId,
+    StepOutput,
 };
 pub use policy::PolicyKind;
 pub use request::{
     CacheSalt, EngineError, Event, FinishReason, Rejected, Request, SampledToken, SamplingParams,
     TokenLogprobs,
 };
-pub use runner::{Runner, RunnerError};
+pub use runner::{Overlap, PLANS_UNDER_WAY_MAX, Runner, RunnerError};
 pub use scheduler::EngineConfig;
 pub use stats::{EngineStats, STEP_TOKENS_BOUNDS};

@@ -4,6 +4,7 @@ use super::blocks::{BlockManager, PrefixCaching, PrefixHit};
 use super::plan::{Plan, SequenceId, StepOutput};
 use super::policy::{Policy, PolicyKind};
 use super::request::{EngineError, Event, FinishReason, Request};
+use super::runner::Overlap;
 use super::sequence::Sequence;
 use super::stats::EngineStats;
 use std::cmp::Ordering;
@@ -28,6 +29,7 @@ pub struct EngineConfig {
     pub waiting_tokens_max: usize,
     pub policy: PolicyKind,
     pub prefix_caching: PrefixCaching,
+    pub overlap: Overlap,
 }
 
 impl EngineConfig {
@@ -74,8 +76,18 @@ pub struct Scheduler {
     running: Vec<Sequence>,
     /// Scheduled for the first time since `take_started`.
     started: Vec<SequenceId>,
+    /// Of the next plan.
     step: u64,
+    /// Plans that are not committed yet.
+    num_under_way: usize,
     stats: EngineStats,
+}
+
+/// What is left of the plan being made.
+struct Room {
+    tokens: usize,
+    /// Sequences that may still be let in.
+    seqs: usize,
 }
 
 /// How far a sequence was when it was aborted.
@@ -106,18 +118,15 @@ impl Scheduler {
             running: Vec::new(),
             started: Vec::new(),
             step: 0,
+            num_under_way: 0,
             stats: EngineStats::default(),
             config,
         }
     }
 
-    /// Queues a sequence. Its request has passed `EngineConfig::check`.
-    pub fn add(&mut self, sequence: Sequence) {
-        let policy = &self.policy;
-        let place = self
-            .waiting
-            .partition_point(|other| policy.compare(other, &sequence) == Ordering::Less);
-        self.waiting.insert(place, sequence);
+    /// Queues a request that has passed `EngineConfig::check`. `id` is new.
+    pub fn add(&mut self, id: SequenceId, request: Request, arrival: Instant) {
+        self.wait(Sequence::new(id, request, arrival, self.config.max_model_len));
     }
 
     /// Drops a sequence, wherever it is, and frees its blocks at once.
@@ -142,46 +151,65 @@ impl Scheduler {
 
     /// Chooses the next step's work: one token for each decoding sequence, then prefill chunks of
     /// running sequences, then new sequences, each in the policy's order, while tokens and blocks
-    /// last. The plan is empty only when idle.
-    pub fn schedule(&mut self, now: Instant) -> Plan {
-        let mut budget = self.config.max_num_batched_tokens;
-        let num_preempted = self.plan_decodes(&mut budget);
-        self.plan_prefills(&mut budget);
+    /// last. None when idle, or when the results of the plan under way are needed first.
+    ///
+    /// While a plan is under way, its sequences are taken to go on, but for those that are certain
+    /// to end with it: these give up their places already, their blocks when it is committed.
+    pub fn schedule(&mut self, now: Instant) -> Option<Plan> {
+        // Sequences that end in the plan under way may make room, so nothing is preempted for it.
+        if self.num_under_way > 0 && !self.has_blocks_for_decodes() {
+            return None;
+        }
+        let num_going_on = self.running.iter().filter(|s| s.num_remaining() > 0).count();
+        let mut room = Room {
+            tokens: self.config.max_num_batched_tokens,
+            seqs: self.config.max_num_seqs - num_going_on,
+        };
+        let num_preempted = self.plan_decodes(&mut room);
+        self.plan_prefills(&mut room);
         // After a preemption blocks are short: a sequence let in now would be the next victim.
         if num_preempted == 0 {
-            self.admit_waiting(&mut budget, now);
+            self.admit_waiting(&mut room, now);
         }
-        let chunks = self.running.iter().filter(|s| s.num_planned > 0).map(Sequence::chunk);
-        let plan = Plan { step: self.step, chunks: chunks.collect() };
-        assert!(!plan.chunks.is_empty() || self.is_idle(), "work is left, but none is planned");
+        let chunks: Vec<_> = self.running.iter().filter_map(|s| s.chunk(self.step)).collect();
+        if chunks.is_empty() {
+            let may_wait = self.is_idle() || self.num_under_way > 0;
+            assert!(may_wait, "work is left, but none is planned");
+            return None;
+        }
+        let plan = Plan { step: self.step, chunks };
         self.step += 1;
         self.stats.count_step(plan.num_tokens(), plan.chunks.len());
-        plan
+        self.stats.overlapped_steps += u64::from(self.num_under_way > 0);
+        self.num_under_way += 1;
+        Some(plan)
     }
 
-    /// Takes in the results of a plan: one entry per event, those of a sequence side by side.
-    /// Sequences aborted since are left out.
+    /// Takes in the results of the oldest plan under way: one entry per event, those of a sequence
+    /// side by side. Sequences that were aborted since, or ended in the step before, are left out.
+    ///
+    /// Their blocks were released then, though this plan may have written to them: steps run in
+    /// order, so whoever got them since writes later, and only committed contents are cached.
     pub fn commit(&mut self, plan: Plan, output: StepOutput) -> Vec<(SequenceId, Event)> {
         assert_eq!(plan.chunks.len(), output.chunks.len(), "one output for each chunk");
+        self.num_under_way -= 1;
         let mut events = Vec::with_capacity(plan.chunks.len());
+        let mut num_wasted = plan.num_tokens();
         let mut results = plan.chunks.iter().zip(output.chunks);
         for mut sequence in std::mem::take(&mut self.running) {
-            if sequence.num_planned == 0 {
+            if !sequence.is_in_oldest_step(plan.step) {
                 self.running.push(sequence);
                 continue;
             }
             let id = sequence.id();
-            // Chunks are in the order of the running sequences; aborted ones are passed over.
+            // Chunks are in the order of the running sequences; those left out are passed over.
             let (chunk, result) =
                 results.find(|(chunk, _)| chunk.sequence == id).expect("each planned has a chunk");
-            assert_eq!(chunk.sample.is_some(), result.sampled.is_some(), "sampled as planned");
+            num_wasted -= chunk.num_tokens();
             self.stats.generated_tokens += u64::from(result.sampled.is_some());
-            let finish = sequence.advance(
-                result.sampled,
-                result.prompt_logprobs,
-                self.config.max_model_len,
-                |event| events.push((id, event)),
-            );
+            let finish = sequence.advance(result.sampled, result.prompt_logprobs, |event| {
+                events.push((id, event));
+            });
             let Sequence { table, chain, token_ids, num_computed, .. } = &mut sequence;
             self.blocks.commit(table, chain, token_ids, *num_computed);
             match finish {
@@ -189,6 +217,7 @@ impl Scheduler {
                 Some(reason) => self.finish(sequence, reason),
             }
         }
+        self.stats.wasted_tokens += num_wasted as u64;
         events
     }
 
@@ -211,38 +240,50 @@ impl Scheduler {
         }
     }
 
-    /// Asserts what holds between steps; for tests, since it looks at every block.
+    /// Asserts what holds between calls; for tests, since it looks at every block.
     pub fn assert_consistent(&self) {
         let sequences = || self.waiting.iter().chain(&self.running);
         self.blocks.assert_consistent(sequences().map(Sequence::table));
-        assert!(self.running.len() <= self.config.max_num_seqs, "max_num_seqs holds");
+        let num_going_on = self.running.iter().filter(|s| s.num_remaining() > 0).count();
+        assert!(num_going_on <= self.config.max_num_seqs, "max_num_seqs holds");
         assert!(
             self.running.is_sorted_by(|a, b| self.policy.compare(a, b) == Ordering::Less),
             "running sequences are in the policy's order"
         );
         for sequence in &self.waiting {
             assert!(sequence.table().blocks().is_empty(), "waiting sequences hold no blocks");
+            assert!(!sequence.is_under_way(), "waiting sequences are in no plan");
         }
         for sequence in &self.running {
-            assert!(sequence.num_remaining() > 0, "running sequences have something to compute");
+            let has_work = sequence.num_remaining() > 0 || sequence.is_under_way();
+            assert!(has_work, "running sequences have something to compute");
+            let is_planned = !sequence.is_under_way() || self.num_under_way > 0;
+            assert!(is_planned, "what is under way is in a plan");
         }
+    }
+
+    /// Whether `plan_decodes` would preempt nothing.
+    fn has_blocks_for_decodes(&self) -> bool {
+        let decodes = self.running.iter().filter(|s| s.num_remaining() == 1);
+        let missing = decodes.map(|s| self.blocks.num_missing(s.table(), s.num_scheduled() + 1));
+        missing.sum::<usize>() <= self.blocks.counts().free
     }
 
     /// One token for each sequence that has only one left. If blocks run out, the policy's last
     /// running sequence makes room. Returns how many were preempted.
-    fn plan_decodes(&mut self, budget: &mut usize) -> usize {
+    fn plan_decodes(&mut self, room: &mut Room) -> usize {
         let mut num_preempted = 0;
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &mut self.running[index];
-            if sequence.num_remaining() > 1 {
+            if sequence.num_remaining() != 1 {
                 index += 1;
                 continue;
             }
-            let num_tokens = sequence.token_ids().len();
+            let num_tokens = sequence.num_scheduled() + 1;
             if self.blocks.try_grow(&mut sequence.table, num_tokens) {
-                sequence.num_planned = 1;
-                *budget -= 1;
+                sequence.plan(self.step, 1);
+                room.tokens -= 1;
                 index += 1;
             } else {
                 // Nothing is planned yet for the last one, which may be this one itself.
@@ -254,28 +295,27 @@ impl Scheduler {
     }
 
     /// Running sequences have had blocks for their whole prompt since they were admitted.
-    fn plan_prefills(&mut self, budget: &mut usize) {
+    fn plan_prefills(&mut self, room: &mut Room) {
         for sequence in self.running.iter_mut().filter(|s| s.num_remaining() > 1) {
-            sequence.num_planned = sequence.num_remaining().min(*budget);
-            *budget -= sequence.num_planned;
+            if room.tokens > 0 {
+                room.plan_rest(sequence, self.step);
+            }
         }
     }
 
     /// Admits sequences in the policy's order. One whose next prefix block is being computed is
     /// passed over, and that wait is short: tokens are left to admit with only when every running
-    /// prompt ends in this step, so in the next step the block is cached, or nobody computes it.
-    fn admit_waiting(&mut self, budget: &mut usize, now: Instant) {
+    /// prompt ends in this step, so once it is committed the block is cached, or nobody computes
+    /// it. That is the next step; with a plan under way, the one after.
+    fn admit_waiting(&mut self, room: &mut Room, now: Instant) {
         self.stats.waiting_for_prefix = 0;
         let mut index = 0;
-        while index < self.waiting.len()
-            && *budget > 0
-            && self.running.len() < self.config.max_num_seqs
-        {
+        while index < self.waiting.len() && room.tokens > 0 && room.seqs > 0 {
             match self.admit(index) {
                 Admit::Admitted(cached_tokens) => {
                     let mut sequence = self.waiting.remove(index).expect("it is there");
-                    sequence.num_planned = sequence.num_remaining().min(*budget);
-                    *budget -= sequence.num_planned;
+                    room.plan_rest(&mut sequence, self.step);
+                    room.seqs -= 1;
                     if !sequence.is_started() {
                         self.start(&mut sequence, cached_tokens, now);
                     }
@@ -331,6 +371,14 @@ impl Scheduler {
         sequence.set_started(cached_tokens);
     }
 
+    fn wait(&mut self, sequence: Sequence) {
+        let policy = &self.policy;
+        let place = self
+            .waiting
+            .partition_point(|other| policy.compare(other, &sequence) == Ordering::Less);
+        self.waiting.insert(place, sequence);
+    }
+
     fn run(&mut self, sequence: Sequence) {
         let policy = &self.policy;
         let place = self
@@ -344,7 +392,7 @@ impl Scheduler {
         let table = sequence.reset();
         self.blocks.release(table);
         self.stats.preemptions += 1;
-        self.add(sequence);
+        self.wait(sequence);
     }
 
     fn finish(&mut self, sequence: Sequence, reason: FinishReason) {
@@ -353,6 +401,15 @@ impl Scheduler {
             FinishReason::Stop => self.stats.finished_stop += 1,
             FinishReason::Length => self.stats.finished_length += 1,
         }
+    }
+}
+
+impl Room {
+    /// As much of the sequence as there are tokens.
+    fn plan_rest(&mut self, sequence: &mut Sequence, step: u64) {
+        let num_tokens = sequence.num_remaining().min(self.tokens);
+        sequence.plan(step, num_tokens);
+        self.tokens -= num_tokens;
     }
 }
 

@@ -1,9 +1,10 @@
 //! A request in progress.
 
 use super::blocks::{BlockTable, HashChain};
-use super::plan::{Chunk, PromptScore, SampleStep, SequenceId};
+use super::plan::{Chunk, ChunkInput, PromptScore, SampleStep, SequenceId};
 use super::request::{Event, FinishReason, Request, SampledToken, SamplingParams, TokenLogprobs};
 use models::TokenId;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,15 +16,25 @@ pub struct Sequence {
     priority: i32,
     params: Arc<SamplingParams>,
     prompt_len: usize,
+    /// Once it has generated something and is so long, it ends.
+    len_max: usize,
     pub(super) token_ids: Vec<TokenId>,
     pub(super) num_computed: usize,
-    /// Tokens the step under way computes; 0 if it leaves the sequence out.
-    pub(super) num_planned: usize,
+    /// Its parts in the steps under way, the oldest first.
+    under_way: VecDeque<Share>,
     pub(super) table: BlockTable,
     pub(super) chain: HashChain,
     /// None once the scores are sent, or if none were asked for.
     prompt_scores: Option<Vec<TokenLogprobs>>,
     start: Start,
+}
+
+/// What one step computes of a sequence.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    step: u64,
+    num_tokens: usize,
+    samples: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,18 +48,21 @@ enum Start {
 }
 
 impl Sequence {
-    pub fn new(id: SequenceId, request: Request, arrival: Instant) -> Self {
+    /// `model_len_max` is the most tokens a sequence may have, prompt and output.
+    pub fn new(id: SequenceId, request: Request, arrival: Instant, model_len_max: usize) -> Self {
         assert!(!request.prompt.is_empty(), "a request has at least one prompt token");
         let wants_scores = request.sampling.prompt_logprobs.is_some();
+        let len_wished = request.prompt.len().saturating_add(request.sampling.max_new_tokens);
         Self {
             id,
             arrival,
             priority: request.priority,
             params: Arc::new(request.sampling),
             prompt_len: request.prompt.len(),
+            len_max: len_wished.min(model_len_max),
             token_ids: request.prompt,
             num_computed: 0,
-            num_planned: 0,
+            under_way: VecDeque::new(),
             table: BlockTable::default(),
             chain: HashChain::new(request.cache_salt),
             prompt_scores: wants_scores.then(Vec::new),
@@ -72,7 +86,7 @@ impl Sequence {
         self.prompt_len
     }
 
-    /// The prompt and all tokens sampled so far.
+    /// The prompt and all tokens sampled so far, as far as they are known.
     pub fn token_ids(&self) -> &[TokenId] {
         &self.token_ids
     }
@@ -81,9 +95,26 @@ impl Sequence {
         &self.table
     }
 
-    /// Tokens that are known but not computed; at least one while the sequence runs.
+    /// Tokens that no step computes yet; a token that is being sampled counts. 0 when the steps
+    /// under way are certain to be its last; at least one while it runs and none is under way.
     pub fn num_remaining(&self) -> usize {
-        self.token_ids.len() - self.num_computed
+        let len = self.expected_len();
+        let is_sampling = len > self.token_ids.len();
+        if is_sampling && len >= self.len_max { 0 } else { len - self.num_scheduled() }
+    }
+
+    /// Tokens that are computed once the steps under way have ended.
+    pub(super) fn num_scheduled(&self) -> usize {
+        self.num_computed + self.under_way.iter().map(|share| share.num_tokens).sum::<usize>()
+    }
+
+    pub fn is_under_way(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
+    /// Whether the oldest step under way computes a part of it.
+    pub(super) fn is_in_oldest_step(&self, step: u64) -> bool {
+        self.under_way.front().is_some_and(|share| share.step == step)
     }
 
     /// Whether it has been scheduled at least once.
@@ -104,36 +135,55 @@ impl Sequence {
     /// Forgets what was computed; the tokens stay, so they are neither sampled nor sent again.
     /// Returns the blocks.
     pub(super) fn reset(&mut self) -> BlockTable {
+        assert!(!self.is_under_way(), "a sequence is preempted between steps");
         self.num_computed = 0;
-        self.num_planned = 0;
         if let Some(scores) = &mut self.prompt_scores {
             scores.clear();
         }
         std::mem::take(&mut self.table)
     }
 
-    /// The planned tokens as work for the runner.
-    pub(super) fn chunk(&self) -> Chunk {
-        let (start, end) = (self.num_computed, self.num_computed + self.num_planned);
-        Chunk {
-            sequence: self.id,
-            token_ids: self.token_ids[start..end].to_vec(),
-            start,
-            block_table: self.table.blocks().to_vec(),
-            sample: self.sample_step(end),
-            prompt_logprobs: self.prompt_score(start, end),
-        }
+    /// Makes its next tokens a part of the step.
+    pub(super) fn plan(&mut self, step: u64, num_tokens: usize) {
+        assert!(0 < num_tokens && num_tokens <= self.num_remaining(), "only what is left");
+        let end = self.num_scheduled() + num_tokens;
+        let samples = end == self.expected_len() && self.params.max_new_tokens > 0;
+        self.under_way.push_back(Share { step, num_tokens, samples });
     }
 
-    /// Takes in what the step computed. Returns how the sequence ends, if it does.
+    /// Its part in the newest step as work for the runner; None if that step leaves it out.
+    pub(super) fn chunk(&self, step: u64) -> Option<Chunk> {
+        let share = self.under_way.back().filter(|share| share.step == step)?;
+        let end = self.num_scheduled();
+        let start = end - share.num_tokens;
+        let input = match self.token_ids.get(start..end) {
+            Some(token_ids) => ChunkInput::Known(token_ids.to_vec()),
+            None => {
+                let next = (self.token_ids.len(), self.token_ids.len() + 1);
+                assert_eq!((start, end), next, "one token is unknown at a time");
+                ChunkInput::FromLastStep
+            }
+        };
+        Some(Chunk {
+            sequence: self.id,
+            input,
+            start,
+            block_table: self.table.blocks().to_vec(),
+            sample: share.samples.then(|| self.sample_step(end)),
+            prompt_logprobs: self.prompt_score(start, end),
+        })
+    }
+
+    /// Takes in what the oldest step under way computed. Returns how the sequence ends, if it does.
     pub(super) fn advance(
         &mut self,
         sampled: Option<SampledToken>,
         scores: Vec<TokenLogprobs>,
-        model_len_max: usize,
         mut emit: impl FnMut(Event),
     ) -> Option<FinishReason> {
-        self.num_computed += std::mem::take(&mut self.num_planned);
+        let share = self.under_way.pop_front().expect("a step is under way");
+        assert_eq!(share.samples, sampled.is_some(), "sampled as planned");
+        self.num_computed += share.num_tokens;
         if let Start::Scheduled { cached_tokens } = self.start {
             self.start = Start::Told;
             emit(Event::Started { cached_tokens });
@@ -141,12 +191,12 @@ impl Sequence {
         self.add_scores(scores, &mut emit);
         let finish = match sampled {
             Some(sampled) => {
-                let finish = self.append(sampled.token, model_len_max);
+                let finish = self.append(sampled.token);
                 emit(Event::Token(sampled));
                 finish
             }
             // Without a token to sample, the sequence ends when its prompt is computed.
-            None => (self.num_remaining() == 0).then_some(FinishReason::Length),
+            None => (self.num_computed == self.token_ids.len()).then_some(FinishReason::Length),
         };
         if let Some(reason) = finish {
             emit(Event::Finished { reason });
@@ -154,23 +204,25 @@ impl Sequence {
         finish
     }
 
-    fn sample_step(&self, end: usize) -> Option<SampleStep> {
-        if end < self.token_ids.len() || self.params.max_new_tokens == 0 {
-            return None;
-        }
+    /// Its length once the steps under way have ended, if it goes on by then.
+    fn expected_len(&self) -> usize {
+        self.token_ids.len() + self.under_way.iter().filter(|share| share.samples).count()
+    }
+
+    fn sample_step(&self, end: usize) -> SampleStep {
         let history = if self.params.needs_history() { self.token_ids.clone() } else { Vec::new() };
-        Some(SampleStep {
+        SampleStep {
             params: Arc::clone(&self.params),
             position: end,
             prompt_len: self.prompt_len,
             history,
-        })
+        }
     }
 
     fn prompt_score(&self, start: usize, end: usize) -> Option<PromptScore> {
         self.prompt_scores.as_ref()?;
         let top = self.params.prompt_logprobs?;
-        let targets = &self.token_ids[start + 1..(end + 1).min(self.prompt_len)];
+        let targets = self.token_ids.get(start + 1..(end + 1).min(self.prompt_len))?;
         (!targets.is_empty()).then(|| PromptScore { targets: targets.to_vec(), top })
     }
 
@@ -184,14 +236,11 @@ impl Sequence {
         }
     }
 
-    fn append(&mut self, token: TokenId, model_len_max: usize) -> Option<FinishReason> {
+    fn append(&mut self, token: TokenId) -> Option<FinishReason> {
         self.token_ids.push(token);
         if self.params.stops_at(token) {
             return Some(FinishReason::Stop);
         }
-        let num_new = self.token_ids.len() - self.prompt_len;
-        let is_full =
-            num_new >= self.params.max_new_tokens || self.token_ids.len() >= model_len_max;
-        is_full.then_some(FinishReason::Length)
+        (self.token_ids.len() >= self.len_max).then_some(FinishReason::Length)
     }
 }

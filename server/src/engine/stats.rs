@@ -8,7 +8,8 @@ pub const STEP_TOKENS_BOUNDS: [u64; 12] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512
 /// Gauges of this moment and counters since the start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EngineStats {
-    /// Sequences with blocks, computing.
+    /// Sequences with blocks, computing; also those that end with the step under way, whose places
+    /// in the next one may be taken already.
     pub running: usize,
     /// Places taken in the waiting queue: admitted but never scheduled yet.
     pub waiting: usize,
@@ -32,8 +33,12 @@ pub struct EngineStats {
     pub prefix_query_tokens: u64,
     /// Prompt tokens found there.
     pub prefix_hit_tokens: u64,
-    /// Tokens that went through the model, also those recomputed after a preemption.
+    /// Tokens that went through the model, also those recomputed after a preemption and those
+    /// computed in vain.
     pub computed_tokens: u64,
+    /// Tokens computed in vain: their sequence was aborted meanwhile, or had ended in the step
+    /// before.
+    pub wasted_tokens: u64,
     pub generated_tokens: u64,
     pub finished_stop: u64,
     pub finished_length: u64,
@@ -51,6 +56,8 @@ pub struct EngineStats {
     pub rejected_never_fits: u64,
 
     pub steps: u64,
+    /// Steps that were launched while another was under way.
+    pub overlapped_steps: u64,
     /// Steps by how many tokens they computed, bounds in `STEP_TOKENS_BOUNDS`, not cumulative. The
     /// sum of all is `computed_tokens`.
     pub step_tokens_buckets: [u64; STEP_TOKENS_BOUNDS.len() + 1],

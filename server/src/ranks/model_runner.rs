@@ -2,26 +2,19 @@
 //! once.
 
 use super::group::RankConfig;
-use super::sampler::{RowOutput, RowTask, SampleError, Sampler};
-use crate::engine::{ChunkOutput, Plan, StepOutput};
+use super::rows::{RowRef, rows_of};
+use super::sampler::{RowOutput, RowTask, Sampler};
+use super::step_runner::{StepError, StepRunner};
+use crate::engine::{ChunkOutput, LastStep, Plan, StepOutput};
 use kernels::comm::Communicator;
-use kernels::{DType, KernelError, Tensor};
-use models::weights::shard::shard_sizes;
+use kernels::{DType, Tensor};
+use models::weights::shard::num_kv_heads;
 use models::{ForwardBatch, ForwardContext, KvCache, LoadError, Model, ShardSpec};
+use std::collections::VecDeque;
 
 /// Rows whose logits are in memory at a time: with a vocabulary of 152,000 a group takes 39 MB,
 /// whatever the plan asks for.
 const LOGIT_ROWS_MAX: usize = 64;
-
-/// Why a step could not be computed. The rank is lost: all of these are broken devices, weights or
-/// plans.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub(super) enum StepError {
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    #[error("sequence {sequence}: {source}")]
-    Sample { sequence: u64, source: SampleError },
-}
 
 pub(super) struct ModelRunner {
     model: Box<dyn Model>,
@@ -29,6 +22,7 @@ pub(super) struct ModelRunner {
     sampler: Sampler,
     batch: ForwardBatch,
     block_table: Vec<u32>,
+    last_step: LastStep,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
     /// [max_num_batched_tokens, hidden_size]
@@ -36,14 +30,24 @@ pub(super) struct ModelRunner {
     /// [LOGIT_ROWS_MAX or fewer, vocab_size]
     logits: Tensor,
     logit_rows_max: usize,
+    /// Computed and not collected.
+    outputs: VecDeque<StepOutput>,
 }
 
-/// One row of logits to compute, and whose it is.
-struct RowRef<'a> {
-    /// In `hidden`.
-    row: u32,
-    chunk: usize,
-    task: RowTask<'a>,
+impl StepRunner for ModelRunner {
+    fn launch(&mut self, plan: &Plan) -> Result<(), StepError> {
+        let output = self.run(plan)?;
+        self.outputs.push_back(output);
+        Ok(())
+    }
+
+    fn is_done(&mut self) -> Result<bool, StepError> {
+        Ok(true)
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, StepError> {
+        Ok(self.outputs.pop_front().expect("a plan is under way"))
+    }
 }
 
 impl ModelRunner {
@@ -58,40 +62,55 @@ impl ModelRunner {
         model.reserve(config.max_num_batched_tokens, logit_rows_max)?;
         let network = model.config();
         let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
-        let num_kv_heads = shard_sizes(network, spec)?.num_kv_heads;
+        let num_kv_heads = num_kv_heads(network, spec)?;
         let (num_blocks, block_size) = (config.num_blocks, config.block_size);
-        let kv_cache =
-            KvCache::new(network, num_kv_heads, num_blocks, block_size, config.kv_dtype)?;
+        let kv_cache = KvCache::new(
+            &config.backend,
+            network,
+            num_kv_heads,
+            num_blocks,
+            block_size,
+            config.kv_dtype,
+        )?;
         let hidden_shape = [config.max_num_batched_tokens, network.hidden_size];
         let sampleable_vocab = config.sampleable_vocab.min(network.vocab_size);
         Ok(ModelRunner {
             sampler: Sampler::new(&config.backend, sampleable_vocab),
             batch: ForwardBatch::default(),
             block_table: Vec::new(),
+            last_step: LastStep::default(),
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
             hidden: Tensor::zeros(DType::F32, &hidden_shape)?,
             logits: Tensor::zeros(DType::F32, &[logit_rows_max, network.vocab_size])?,
             logit_rows_max,
+            outputs: VecDeque::new(),
             ctx: ForwardContext { backend: config.backend.clone(), communicator, kv_cache },
             model,
         })
     }
 
-    /// Computes one plan. Panics on a plan beyond the configured limits.
-    pub fn run(&mut self, plan: &Plan) -> Result<StepOutput, StepError> {
-        let mut chunks = vec![ChunkOutput::default(); plan.chunks.len()];
-        if plan.chunks.is_empty() {
-            return Ok(StepOutput { chunks });
+    /// Computes one plan. Panics on a plan beyond the configured limits, and on one that wants a
+    /// token of the step before which that step did not sample.
+    fn run(&mut self, plan: &Plan) -> Result<StepOutput, StepError> {
+        let mut output = StepOutput { chunks: vec![ChunkOutput::default(); plan.chunks.len()] };
+        if !plan.chunks.is_empty() {
+            self.compute(plan, &mut output.chunks)?;
         }
+        self.last_step.remember(plan, &output);
+        Ok(output)
+    }
+
+    fn compute(&mut self, plan: &Plan, chunks: &mut [ChunkOutput]) -> Result<(), StepError> {
         self.fill_batch(plan);
         self.hidden.set_rows(self.batch.num_tokens());
         self.model.forward(&mut self.ctx, &self.batch, &mut self.hidden)?;
-        let rows = rows_of(plan);
+        let steps: Vec<_> = plan.chunks.iter().map(|c| self.last_step.sample_step(c)).collect();
+        let rows = rows_of(plan, &steps);
         for group in rows.chunks(self.logit_rows_max) {
-            self.run_rows(plan, group, &mut chunks)?;
+            self.run_rows(plan, group, chunks)?;
         }
-        Ok(StepOutput { chunks })
+        Ok(())
     }
 
     fn fill_batch(&mut self, plan: &Plan) {
@@ -101,10 +120,10 @@ impl ModelRunner {
         assert!(tokens <= tokens_max, "the plan has {tokens} tokens, the limit is {tokens_max}");
         self.batch.clear();
         for chunk in &plan.chunks {
-            assert!(!chunk.token_ids.is_empty(), "a chunk has at least one token");
+            assert!(chunk.num_tokens() > 0, "a chunk has at least one token");
             self.block_table.clear();
             self.block_table.extend(chunk.block_table.iter().map(|block| block.0));
-            let token_ids = chunk.token_ids.iter().map(|token| token.0);
+            let token_ids = self.last_step.token_ids(chunk).iter().map(|token| token.0);
             let block_size = self.ctx.kv_cache.block_size;
             self.batch.push_sequence(token_ids, chunk.start, &self.block_table, block_size);
         }
@@ -117,12 +136,11 @@ impl ModelRunner {
         chunks: &mut [ChunkOutput],
     ) -> Result<(), StepError> {
         let rows: Vec<u32> = group.iter().map(|r| r.row).collect();
-        self.logits.set_rows(rows.len());
+        let rows = rows.into();
+        self.logits.set_rows(group.len());
         self.model.logits(&mut self.ctx, &self.hidden, &rows, &mut self.logits)?;
-        if self.ctx.communicator.rank() != 0 {
-            // Only rank 0's answer is used; the others learn the tokens from the next plan.
-            return Ok(());
-        }
+        // Only rank 0's answer is used, but every rank samples: the same logits give the same tokens,
+        // and the next plan may leave them to it.
         let tasks: Vec<RowTask> = group.iter().map(|r| r.task).collect();
         let results = self.sampler.run(&mut self.logits, &tasks);
         for (row, result) in group.iter().zip(results) {
@@ -135,26 +153,4 @@ impl ModelRunner {
         }
         Ok(())
     }
-}
-
-/// The rows whose logits are asked for, chunk by chunk and in order of position.
-fn rows_of(plan: &Plan) -> Vec<RowRef<'_>> {
-    let mut rows = Vec::new();
-    let mut first = 0;
-    for (index, chunk) in plan.chunks.iter().enumerate() {
-        let mut push = |place: usize, task| {
-            rows.push(RowRef { row: (first + place) as u32, chunk: index, task });
-        };
-        if let Some(score) = &chunk.prompt_logprobs {
-            assert!(score.targets.len() <= chunk.token_ids.len(), "more targets than tokens");
-            for (place, &target) in score.targets.iter().enumerate() {
-                push(place, RowTask::Score { target, top: score.top });
-            }
-        }
-        if let Some(step) = &chunk.sample {
-            push(chunk.token_ids.len() - 1, RowTask::Sample(step));
-        }
-        first += chunk.token_ids.len();
-    }
-    rows
 }

@@ -1,6 +1,7 @@
 //! Residual addition.
 
 mod cpu;
+pub mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ pub fn add_assign(backend: &Backend, x: &mut Tensor, y: &Tensor) -> Result<(), K
     match backend {
         Backend::Reference => reference::add_assign(x.f32_mut(), y.f32()),
         Backend::Cpu(device) => cpu::add_assign(device, x.f32_mut(), y.f32()),
+        Backend::Cuda(device) => cuda::add_assign(device, x, y)?,
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Causal attention over the paged cache, for mixed batches of prefill chunks and decodes.
 
 mod cpu;
+pub mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,31 @@ pub struct AttentionBatch<'a> {
     pub block_tables: &'a [u32],
     /// [num_seqs + 1]: where each sequence's block ids start.
     pub block_table_start: &'a [u32],
+    /// The same on a GPU; present when the step was copied there.
+    pub device: Option<DeviceAttention>,
+}
+
+/// The arrays of an `AttentionBatch` as a GPU's kernels read them, by address. Each may be longer
+/// than the step at hand: a recorded step is padded with sequences of context and query length 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceAttention {
+    /// u32 [num_seqs + 1]
+    pub query_start: u64,
+    /// u32 [num_seqs]
+    pub context_len: u64,
+    /// u32 [num_seqs, block_table_stride]
+    pub block_tables: u64,
+    pub block_table_stride: u32,
+    /// u32 [num_tokens]: the sequence of each row.
+    pub row_seq: u64,
+    /// Sequences, padding included.
+    pub num_seqs: u32,
+    /// Rows, padding included.
+    pub num_tokens: u32,
+    /// No sequence has more keys than this; a recorded step has the largest that may come.
+    pub context_len_max: u32,
+    /// No sequence has more query rows than this in the step: 1 when all decode.
+    pub query_len_max: u32,
 }
 
 impl AttentionBatch<'_> {
@@ -38,8 +64,10 @@ impl AttentionBatch<'_> {
 /// out[t, h] = sum over j <= p(t) of softmax_j(scale * q[t, h] . k[j]) v[j]
 ///
 /// Shapes: `q`, `out` [num_tokens, heads * head_dim] F32; `k_cache`, `v_cache` [num_blocks,
-/// kv_heads, block_size, head_dim], F32 or F16.
-/// Numbers: sums in f32 (reference: f64). With finite numbers in the cache a row's result depends,
+/// kv_heads, block_size, head_dim], F32 or F16. On a GPU all are in the device's activation format,
+/// `head_dim` is 32, 64, 128 or 256, `block_size` a power of two, and `q` and `out` have the rows of
+/// the padded step, of which those of no sequence are neither read nor written.
+/// Numbers: sums in f32 (reference: f64); on a GPU weights are rounded to the activation format. With finite numbers in the cache a row's result depends,
 /// to the bit, on its own query, keys and values alone: not on how the sequence was cut into
 /// chunks and blocks, nor on other sequences or the number of threads.
 /// Errors: `Shape`, `DType`, `Index` for a block outside the cache or a batch that contradicts
@@ -54,17 +82,21 @@ pub fn attention(
     batch: &AttentionBatch,
     scale: f32,
 ) -> Result<(), KernelError> {
-    check(out, q, k_cache, v_cache, batch)?;
+    check(backend, out, q, k_cache, v_cache, batch)?;
     match backend {
         Backend::Reference => reference::attention(out, q, k_cache, v_cache, batch, scale),
         Backend::Cpu(device) => {
             cpu::attention(device, out, q, k_cache, v_cache, batch, scale);
+        }
+        Backend::Cuda(device) => {
+            return cuda::attention(device, out, q, k_cache, v_cache, batch, scale);
         }
     }
     Ok(())
 }
 
 fn check(
+    backend: &Backend,
     out: &Tensor,
     q: &Tensor,
     k_cache: &Tensor,
@@ -75,20 +107,28 @@ fn check(
         let (got, expected) = (k_cache.shape().to_vec(), "four dimensions".into());
         return Err(KernelError::Shape { op: OP, what: "k_cache", got, expected });
     };
-    if !matches!(k_cache.dtype(), DType::F32 | DType::F16) {
+    let activation = backend.activation_dtype();
+    if activation != DType::F32 {
+        expect(OP, "k_cache", k_cache, activation, k_cache.shape())?;
+    } else if !matches!(k_cache.dtype(), DType::F32 | DType::F16) {
         let (what, got) = ("k_cache", k_cache.dtype().name());
         return Err(KernelError::DType { op: OP, what, got, expected: "F32 or F16" });
     }
     expect(OP, "v_cache", v_cache, k_cache.dtype(), k_cache.shape())?;
-    expect(OP, "q", q, DType::F32, out.shape())?;
-    expect(OP, "out", out, DType::F32, q.shape())?;
+    expect(OP, "q", q, activation, out.shape())?;
+    expect(OP, "out", out, activation, q.shape())?;
     if !q.row_len().is_multiple_of(kv_heads * head_dim) {
         let expected = format!("[_, heads * {head_dim}], heads a multiple of {kv_heads}");
         return Err(KernelError::Shape { op: OP, what: "q", got: q.shape().to_vec(), expected });
     }
     let num_seqs = batch.num_seqs();
+    // Rows that pad a recorded step belong to no sequence.
+    let num_padding = batch.device.map_or(0, |device| {
+        (device.num_tokens as usize)
+            .saturating_sub(batch.query_start.last().map_or(0, |&n| n as usize))
+    });
     let starts = [
-        ("query_start", batch.query_start, q.rows()),
+        ("query_start", batch.query_start, q.rows() - num_padding.min(q.rows())),
         ("block_table_start", batch.block_table_start, batch.block_tables.len()),
     ];
     for (what, start, end) in starts {

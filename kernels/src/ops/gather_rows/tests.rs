@@ -10,7 +10,7 @@ fn rows_come_in_the_order_asked_for() {
         let x = tensor(1, &[num_rows, row_len], 1.0);
         for backend in [vec![Backend::Reference], cpu_backends()].concat() {
             let mut out = tensor(2, &[rows.len(), row_len], 1.0);
-            gather_rows(&backend, &mut out, &x, rows).expect("fits");
+            gather_rows(&backend, &mut out, &x, &rows.into()).expect("fits");
             for (i, &row) in rows.iter().enumerate() {
                 assert_same_bits(out.f32_row(i), x.f32_row(row as usize), &format!("{backend:?}"));
             }
@@ -21,8 +21,12 @@ fn rows_come_in_the_order_asked_for() {
 #[test]
 fn rows_outside_are_refused() {
     for backend in cpu_backends() {
-        let error =
-            gather_rows(&backend, &mut tensor(1, &[1, 4], 1.0), &tensor(2, &[3, 4], 1.0), &[3]);
+        let error = gather_rows(
+            &backend,
+            &mut tensor(1, &[1, 4], 1.0),
+            &tensor(2, &[3, 4], 1.0),
+            &vec![3].into(),
+        );
         assert!(matches!(error, Err(KernelError::Index { index: 3, len: 3, .. })), "{error:?}");
     }
 }

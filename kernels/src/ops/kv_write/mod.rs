@@ -5,7 +5,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{expect, expect_indices};
+use super::{expect, expect_indices, not_on};
 use crate::{Backend, DType, KernelError, Tensor};
 
 const OP: &str = "kv_write";
@@ -37,6 +37,7 @@ pub fn kv_write(
     match backend {
         Backend::Reference => reference::kv_write(cache, x, slots),
         Backend::Cpu(device) => cpu::kv_write(device, cache, x, slots),
+        Backend::Cuda(_) => return Err(not_on(OP, backend)),
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{expect, expect_indices};
+use super::{expect, expect_indices, not_on};
 use crate::{Backend, DType, KernelError, Tensor};
 
 const OP: &str = "rope";
@@ -45,6 +45,7 @@ pub fn rope(
     match backend {
         Backend::Reference => reference::rope(x, positions, table, head_dim),
         Backend::Cpu(device) => cpu::rope(device, x, positions, table, head_dim),
+        Backend::Cuda(_) => return Err(not_on(OP, backend)),
     }
     Ok(())
 }

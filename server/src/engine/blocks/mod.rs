@@ -122,12 +122,16 @@ impl BlockManager {
         PrefixHit::Table(table)
     }
 
+    /// Blocks that `table` lacks for `num_tokens` tokens in all.
+    pub fn num_missing(&self, table: &BlockTable, num_tokens: usize) -> usize {
+        num_tokens.div_ceil(self.block_size).saturating_sub(table.blocks.len())
+    }
+
     /// Gives the table blocks for `num_tokens` tokens in all. If there are not enough, nothing
     /// changes.
     #[must_use]
     pub fn try_grow(&mut self, table: &mut BlockTable, num_tokens: usize) -> bool {
-        let num_blocks = num_tokens.div_ceil(self.block_size);
-        let num_missing = num_blocks.saturating_sub(table.blocks.len());
+        let num_missing = self.num_missing(table, num_tokens);
         if num_missing > self.pool.num_free() {
             return false;
         }

@@ -57,6 +57,7 @@ impl Edits {
             self.counts.resize(row.len(), 0);
         }
         let params = &step.params;
+        assert_eq!(step.history.len(), step.position, "the history is whole");
         let (prompt, output) = step.history.split_at(step.prompt_len.min(step.history.len()));
         let known = |token: &&models::TokenId| (token.0 as usize) < row.len();
         for token in prompt.iter().filter(known) {

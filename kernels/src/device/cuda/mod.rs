@@ -1,0 +1,352 @@
+//! One CUDA device: its context, one stream, the kernels loaded on it, and launches.
+//!
+//! The driver is found at run time; without one `device_count` is 0 and nothing else is called.
+//! All work of a rank is queued on one stream, in order. No events are tracked behind our back.
+
+#![allow(unsafe_code)]
+
+pub mod buffer;
+pub mod graph;
+pub mod images;
+pub mod spec;
+
+pub use buffer::{DeviceBuffer, PinnedBuffer};
+pub use graph::{Event, Graph};
+pub use spec::{Arg, Geometry, KernelSpec, Param};
+
+use crate::{DType, KernelError};
+use cudarc::driver::result::DriverError;
+use cudarc::driver::{result, sys};
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Shared memory that a block may have without being asked for.
+const SHARED_BYTES_DEFAULT: u32 = 48 << 10;
+/// Scratch memory of a device: partial results of attention over a million keys or more.
+const SCRATCH_BYTES: usize = 64 << 20;
+/// Parameters of one kernel.
+const PARAMS_MAX: usize = 32;
+
+/// A device. Cloning shares it.
+#[derive(Clone)]
+pub struct CudaDevice {
+    inner: Arc<Inner>,
+    activation: DType,
+}
+
+struct Inner {
+    ordinal: usize,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    name: String,
+    kernels: Mutex<Kernels>,
+    /// Address of the workspace; 0 until somebody asks for it.
+    workspace: Mutex<u64>,
+    /// Address of the scratch memory, 0 before its first use.
+    scratch: Mutex<u64>,
+}
+
+#[derive(Default)]
+struct Kernels {
+    modules: HashMap<&'static str, sys::CUmodule>,
+    functions: HashMap<&'static str, Function>,
+}
+
+#[derive(Clone, Copy)]
+struct Function {
+    handle: sys::CUfunction,
+    /// Dynamic shared memory that the driver was told of.
+    shared_bytes: u32,
+}
+
+// SAFETY: handles of the driver, which may be used from any thread that binds the context (`bind`);
+// the map is behind a lock.
+unsafe impl Send for Inner {}
+// SAFETY: as above.
+unsafe impl Sync for Inner {}
+
+/// Devices that the driver shows; 0 without a driver.
+pub fn device_count() -> usize {
+    // SAFETY: only looks for the library.
+    if !unsafe { sys::is_culib_present() } || result::init().is_err() {
+        return 0;
+    }
+    result::device::get_count().map_or(0, |count| usize::try_from(count).unwrap_or(0))
+}
+
+impl CudaDevice {
+    /// Device `ordinal`, with BF16 activations.
+    ///
+    /// Errors: `Device` when there is no driver, no such device, or it refuses.
+    pub fn open(ordinal: usize) -> Result<CudaDevice, KernelError> {
+        let count = device_count();
+        if ordinal >= count {
+            let reason = format!("no CUDA device {ordinal}: the driver shows {count}");
+            return Err(KernelError::Device(reason));
+        }
+        let device = result::device::get(ordinal as i32)?;
+        let name = result::device::get_name(device)?;
+        // SAFETY: the device exists; released in `drop` of `Inner`.
+        let context = unsafe { result::primary_ctx::retain(device) }?;
+        // SAFETY: the context was just retained.
+        unsafe { result::ctx::set_current(context) }?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+        let (kernels, workspace, scratch) = Default::default();
+        let inner = Inner { ordinal, device, context, stream, name, kernels, workspace, scratch };
+        Ok(CudaDevice { inner: Arc::new(inner), activation: DType::BF16 })
+    }
+
+    /// The same device for a model whose activations are `dtype`: F16 or BF16.
+    pub fn with_activation(&self, dtype: DType) -> CudaDevice {
+        assert!(matches!(dtype, DType::F16 | DType::BF16), "activations are F16 or BF16");
+        CudaDevice { inner: self.inner.clone(), activation: dtype }
+    }
+
+    /// The number format of what GEMMs and attention read: F16 or BF16.
+    pub fn activation_dtype(&self) -> DType {
+        self.activation
+    }
+
+    pub fn ordinal(&self) -> usize {
+        self.inner.ordinal
+    }
+
+    /// As the driver names it.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Major and minor number, such as (9, 0).
+    pub fn compute_capability(&self) -> Result<(i32, i32), KernelError> {
+        use sys::CUdevice_attribute_enum as A;
+        let get = |a| self.attribute(a);
+        Ok((
+            get(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            get(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ))
+    }
+
+    pub fn num_multiprocessors(&self) -> Result<usize, KernelError> {
+        let count =
+            self.attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        Ok(usize::try_from(count).unwrap_or(1).max(1))
+    }
+
+    /// Shared memory of a multiprocessor, which its resident blocks divide among them.
+    pub fn shared_bytes_per_multiprocessor(&self) -> Result<usize, KernelError> {
+        use sys::CUdevice_attribute_enum as A;
+        let bytes = self.attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
+        Ok(usize::try_from(bytes).unwrap_or(0))
+    }
+
+    /// Address and length of memory for what one op keeps from one of its kernels to the next: all
+    /// ops share it, since they run one after the other. The address never changes. Allocated at
+    /// the first call, which must not be inside a recording.
+    ///
+    /// Errors: `OutOfMemory`.
+    pub fn scratch(&self) -> Result<(u64, usize), KernelError> {
+        let mut address = self.inner.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        if *address == 0 {
+            self.bind()?;
+            // SAFETY: the context is bound; freed once, in `drop` of `Inner`.
+            let allocated = unsafe { result::malloc_sync(SCRATCH_BYTES) };
+            let (what, bytes) = ("scratch memory", SCRATCH_BYTES);
+            *address = allocated.map_err(|_| KernelError::OutOfMemory { what, bytes })?;
+        }
+        Ok((*address, SCRATCH_BYTES))
+    }
+
+    fn attribute(&self, which: sys::CUdevice_attribute_enum) -> Result<i32, KernelError> {
+        // SAFETY: the device exists.
+        Ok(unsafe { result::device::get_attribute(self.inner.device, which) }?)
+    }
+
+    /// Free and total memory, in bytes.
+    pub fn memory(&self) -> Result<(usize, usize), KernelError> {
+        self.bind()?;
+        Ok(result::mem_get_info()?)
+    }
+
+    /// Waits for all work queued so far.
+    pub fn synchronize(&self) -> Result<(), KernelError> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as the device.
+        check(unsafe { result::stream::synchronize(self.inner.stream) })
+    }
+
+    /// Size of `workspace`.
+    pub const WORKSPACE_BYTES: usize = 32 << 20;
+
+    /// Address of memory for what one launch leaves to itself: partial sums and counters. Kernels
+    /// follow each other on the one stream, so all share it; who uses the start of it as counters
+    /// leaves them at zero, as they are at first. Errors: `OutOfMemory`, `Device`.
+    pub fn workspace(&self) -> Result<u64, KernelError> {
+        let mut workspace = self.inner.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        if *workspace == 0 {
+            let bytes = Self::WORKSPACE_BYTES;
+            self.bind()?;
+            // SAFETY: the context is bound; freed once, in `drop` of `Inner`.
+            let Ok(ptr) = (unsafe { result::malloc_sync(bytes) }) else {
+                return Err(KernelError::OutOfMemory { what: "device workspace", bytes });
+            };
+            *workspace = ptr;
+            // SAFETY: the range was just allocated; the stream belongs to the same device.
+            check(unsafe { result::memset_d8_async(ptr, 0, bytes, self.inner.stream) })?;
+        }
+        Ok(*workspace)
+    }
+
+    /// The driver's handle of the stream, for libraries that queue work on it.
+    pub fn stream(&self) -> sys::CUstream {
+        self.inner.stream
+    }
+
+    /// Makes the device current on this thread.
+    pub fn bind(&self) -> Result<(), KernelError> {
+        // SAFETY: the context is retained for as long as `Inner` lives.
+        check(unsafe { result::ctx::set_current(self.inner.context) })
+    }
+
+    /// Queues a kernel. Its module is loaded at the first launch.
+    ///
+    /// Panics when `args` are not those of the kernel's table. Errors: `Device`.
+    pub fn launch(
+        &self,
+        kernel: &'static KernelSpec,
+        geometry: Geometry,
+        args: &[Arg],
+    ) -> Result<(), KernelError> {
+        let fits = args.iter().map(|a| a.param()).eq(kernel.params.iter().copied());
+        assert!(fits, "{} takes {:?}, not {args:?}", kernel.name, kernel.params);
+        assert!(args.len() <= PARAMS_MAX, "{} has too many parameters", kernel.name);
+        self.bind()?;
+        let function = self.function(kernel, geometry.shared_bytes)?;
+        let mut bits = [0u64; PARAMS_MAX];
+        let mut params = [std::ptr::null_mut::<c_void>(); PARAMS_MAX];
+        for ((bits, param), arg) in bits.iter_mut().zip(&mut params).zip(args) {
+            *bits = arg.bits();
+            // Little endian: the low bytes come first.
+            *param = std::ptr::from_mut(bits).cast();
+        }
+        let [x, y, z] = geometry.grid;
+        let (block, shared) = (geometry.block_threads, geometry.shared_bytes);
+        // SAFETY: the function belongs to a module that stays loaded; the driver copies as many
+        // bytes of each parameter as the kernel declares, which are those of its table (a test
+        // compares them) and at most the 8 that each points to. That the addresses are valid for
+        // what the kernel does with them is the contract of the op that made them.
+        let launched = unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (block, 1, 1),
+                shared,
+                self.inner.stream,
+                &mut params[..args.len()],
+            )
+        };
+        launched.map_err(|e| KernelError::Device(format!("launching {}: {e:?}", kernel.name)))
+    }
+
+    /// Loads a kernel before it is needed, as inside a recording modules cannot be loaded.
+    pub fn prepare(
+        &self,
+        kernel: &'static KernelSpec,
+        shared_bytes: u32,
+    ) -> Result<(), KernelError> {
+        self.bind()?;
+        self.function(kernel, shared_bytes).map(|_| ())
+    }
+
+    fn function(
+        &self,
+        kernel: &'static KernelSpec,
+        shared_bytes: u32,
+    ) -> Result<sys::CUfunction, KernelError> {
+        let mut kernels = self.inner.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = kernels.functions.get(kernel.name).copied();
+        let mut function = match known {
+            Some(function) => function,
+            None => {
+                let module = kernels.module(kernel.module)?;
+                let name = CString::new(kernel.name).expect("a C name");
+                // SAFETY: the module stays loaded as long as the device.
+                let handle = unsafe { result::module::get_function(module, name) };
+                let missing = |e| KernelError::Device(format!("kernel {}: {e:?}", kernel.name));
+                let handle = handle.map_err(missing)?;
+                Function { handle, shared_bytes: SHARED_BYTES_DEFAULT }
+            }
+        };
+        if shared_bytes > function.shared_bytes {
+            use sys::CUfunction_attribute_enum as A;
+            let attribute = A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the handle is valid.
+            check(unsafe {
+                result::function::set_function_attribute(
+                    function.handle,
+                    attribute,
+                    shared_bytes as i32,
+                )
+            })?;
+            function.shared_bytes = shared_bytes;
+        }
+        kernels.functions.insert(kernel.name, function);
+        Ok(function.handle)
+    }
+}
+
+impl Kernels {
+    fn module(&mut self, name: &'static str) -> Result<sys::CUmodule, KernelError> {
+        if let Some(module) = self.modules.get(name) {
+            return Ok(*module);
+        }
+        let image = images::image(name)?;
+        // SAFETY: a complete fatbin, made by the build script; the driver copies it.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }
+            .map_err(|e| KernelError::Device(format!("loading the kernels of {name}: {e:?}")))?;
+        self.modules.insert(name, module);
+        Ok(module)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // SAFETY: the context is still retained; nothing uses the stream or modules any more, since
+        // every buffer, graph and event holds the device.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::stream::synchronize(self.stream);
+            let workspace = *self.workspace.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if workspace != 0 {
+                let _ = result::free_sync(workspace);
+            }
+            let kernels = self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner);
+            for module in kernels.modules.values() {
+                let _ = result::module::unload(*module);
+            }
+            let _ = result::stream::destroy(self.stream);
+            let scratch = *self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if scratch != 0 {
+                let _ = result::free_sync(scratch);
+            }
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+impl std::fmt::Debug for CudaDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CudaDevice({}, {:?})", self.inner.ordinal, self.activation)
+    }
+}
+
+impl From<DriverError> for KernelError {
+    fn from(error: DriverError) -> KernelError {
+        KernelError::Device(format!("CUDA: {error:?}"))
+    }
+}
+
+fn check(result: Result<(), DriverError>) -> Result<(), KernelError> {
+    result.map_err(KernelError::from)
+}
