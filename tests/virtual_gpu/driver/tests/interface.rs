@@ -1,6 +1,7 @@
 //! The library as a program sees it.
 #![allow(unsafe_code)]
 
+#[macro_use]
 mod support;
 
 use cudarc::driver::result::{self, DriverError};
@@ -46,8 +47,8 @@ fn codes_have_the_names_of_the_header() {
 
 fn symbol(name: &str) -> *mut std::ffi::c_void {
     let name = CString::new(name).unwrap();
-    let (mut function, mut status) = (std::ptr::null_mut(), unsafe { std::mem::zeroed() });
-    unsafe { sys::cuGetProcAddress_v2(name.as_ptr(), &mut function, 13000, 0, &mut status) };
+    let (mut function, mut status) = (std::ptr::null_mut(), raw!({ std::mem::zeroed() }));
+    raw!({ sys::cuGetProcAddress_v2(name.as_ptr(), &mut function, 13000, 0, &mut status) });
     function
 }
 
@@ -60,7 +61,7 @@ fn functions_are_found_by_name_in_their_newest_version() {
         assert_eq!(symbol("cuMemAlloc"), symbol("cuMemAlloc_v2"));
         assert!(symbol("cuNoSuchFunction").is_null());
         let mut version = 0;
-        unsafe { sys::cuDriverGetVersion(&mut version) };
+        raw!({ sys::cuDriverGetVersion(&mut version) });
         assert_eq!(version, 13000);
     });
 }
@@ -70,7 +71,7 @@ fn contexts_can_be_made_pushed_and_destroyed() {
     on_virtual_gpu("contexts_can_be_made_pushed_and_destroyed", &[], || {
         result::init().unwrap();
         let mut context = std::ptr::null_mut();
-        unsafe {
+        raw!({
             use CUresult::*;
             let created = sys::cuCtxCreate_v4(&mut context, std::ptr::null_mut(), 0, 0);
             assert_eq!(created, CUDA_SUCCESS);
@@ -84,7 +85,7 @@ fn contexts_can_be_made_pushed_and_destroyed() {
             let (free, total) = again.mem_get_info().unwrap();
             assert_eq!(free, total);
             assert_eq!(sys::cuMemFree_v2(device), CUDA_ERROR_INVALID_VALUE);
-        }
+        });
     });
 }
 
@@ -96,7 +97,7 @@ fn pools_tell_and_keep_their_attributes() {
         let mut pool = std::ptr::null_mut();
         let mut threshold = u64::MAX;
         let mut got = 0u64;
-        unsafe {
+        raw!({
             use CUresult::*;
             use sys::CUmemPool_attribute::*;
             assert_eq!(sys::cuDeviceGetDefaultMemPool(&mut pool, 0), CUDA_SUCCESS);
@@ -110,7 +111,7 @@ fn pools_tell_and_keep_their_attributes() {
             let used = CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
             sys::cuMemPoolGetAttribute(pool, used, (&raw mut got).cast());
             assert_eq!(got, 100);
-        }
+        });
     });
 }
 

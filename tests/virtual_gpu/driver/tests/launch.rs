@@ -1,6 +1,7 @@
 //! Modules, kernels, limits, and errors that stick.
 #![allow(unsafe_code)]
 
+#[macro_use]
 mod support;
 
 use cudarc::driver::sys::CUfunction_attribute_enum::*;
@@ -34,35 +35,37 @@ fn parameters_of_every_size_arrive() {
         let expected = [0xA1, 0, 0xB1B2, 0, c, 0, d as u32, (d >> 32) as u32];
         assert_eq!(gpu.download(out, 8), expected);
         // The same packed: each parameter at a multiple of its size.
-        unsafe { result::memset_d8_async(out, 0, 32, gpu.raw()) }.unwrap();
+        raw!({ result::memset_d8_async(out, 0, 32, gpu.raw()) }).unwrap();
         let mut packed = [0u8; 32];
         packed[..8].copy_from_slice(&out.to_le_bytes());
         packed[8] = a;
         packed[10..12].copy_from_slice(&b.to_le_bytes());
         packed[12..16].copy_from_slice(&c.to_le_bytes());
         packed[16..24].copy_from_slice(&d.to_le_bytes());
-        let launch = |bytes: usize| unsafe {
-            let mut bytes = bytes;
-            let mut extra = [
-                1usize as *mut _,
-                packed.as_ptr().cast_mut().cast(),
-                2usize as *mut _,
-                (&raw mut bytes).cast(),
-                std::ptr::null_mut(),
-            ];
-            sys::cuLaunchKernel(
-                gpu.function("parameters"),
-                1,
-                1,
-                1,
-                1,
-                1,
-                1,
-                0,
-                gpu.raw(),
-                std::ptr::null_mut(),
-                extra.as_mut_ptr(),
-            )
+        let launch = |bytes: usize| {
+            raw!({
+                let mut bytes = bytes;
+                let mut extra = [
+                    1usize as *mut _,
+                    packed.as_ptr().cast_mut().cast(),
+                    2usize as *mut _,
+                    (&raw mut bytes).cast(),
+                    std::ptr::null_mut(),
+                ];
+                sys::cuLaunchKernel(
+                    gpu.function("parameters"),
+                    1,
+                    1,
+                    1,
+                    1,
+                    1,
+                    1,
+                    0,
+                    gpu.raw(),
+                    std::ptr::null_mut(),
+                    extra.as_mut_ptr(),
+                )
+            })
         };
         assert_eq!(launch(24), CUDA_SUCCESS);
         assert_eq!(gpu.download(out, 8), expected);
@@ -99,14 +102,15 @@ fn every_form_of_module_image_is_told_apart() {
         assert_eq!(code(load(b"what is this?\0")), CUDA_ERROR_INVALID_IMAGE);
         let future = b".version 9.9\n.target sm_80\n.address_size 64\n\0";
         assert_eq!(code(load(future)), CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
-        let wrong = b".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry f() { frobnicate; }\n\0";
-        assert_eq!(code(load(wrong)), CUDA_ERROR_INVALID_PTX);
+        let header = &b".version 9.0\n.target sm_80\n.address_size 64\n"[..];
+        let wrong = [header, b".visible .entry f() { frobnicate; }\n\0"].concat();
+        assert_eq!(code(load(&wrong)), CUDA_ERROR_INVALID_PTX);
         let mut damaged = include_bytes!("data/probe.fatbin").to_vec();
         damaged[16 + 8..16 + 16].copy_from_slice(&u64::MAX.to_le_bytes());
         assert_eq!(code(load(&damaged)), CUDA_ERROR_INVALID_IMAGE);
-        let missing = unsafe {
+        let missing = raw!({
             result::module::get_function(gpu.module, CString::new("no_such_kernel").unwrap())
-        };
+        });
         assert_eq!(code(missing), CUDA_ERROR_NOT_FOUND);
     })
     .said("compressed with zstd");
@@ -131,12 +135,12 @@ fn variables_of_a_module_have_addresses() {
         let gpu = Gpu::open();
         let name = CString::new("module_variable").unwrap();
         let (mut address, mut bytes) = (0, 0);
-        let got = unsafe {
+        let got = raw!({
             sys::cuModuleGetGlobal_v2(&mut address, &mut bytes, gpu.module, name.as_ptr())
-        };
+        });
         assert_eq!((got, bytes), (CUDA_SUCCESS, 16));
         assert_eq!(gpu.download(address, 4), [1, 2, 3, 4]);
-        unsafe { result::memcpy_htod_async(address + 8, &[30u32], gpu.raw()) }.unwrap();
+        raw!({ result::memcpy_htod_async(address + 8, &[30u32], gpu.raw()) }).unwrap();
         let out = gpu.upload(&[0; 4]);
         gpu.launch("read_variable", [1; 3], [4, 1, 1], &[&Param::U64(out)]).unwrap();
         assert_eq!(gpu.download(out, 4), [1, 2, 30, 4]);
@@ -144,7 +148,7 @@ fn variables_of_a_module_have_addresses() {
 }
 
 fn attribute(gpu: &Gpu, name: &str, attribute: sys::CUfunction_attribute) -> i32 {
-    unsafe { result::function::get_function_attribute(gpu.function(name), attribute) }.unwrap()
+    raw!({ result::function::get_function_attribute(gpu.function(name), attribute) }).unwrap()
 }
 
 #[test]
@@ -159,7 +163,7 @@ fn functions_tell_their_limits() {
         assert_eq!(attribute(&gpu, "add", CU_FUNC_ATTRIBUTE_NUM_REGS), 8);
         let (mut offset, mut bytes) = (0, 0);
         let scale = gpu.function("scale");
-        unsafe {
+        raw!({
             let third = sys::cuFuncGetParamInfo(scale, 2, &mut offset, &mut bytes);
             assert_eq!((third, offset, bytes), (CUDA_SUCCESS, 16, 4));
             let fifth = sys::cuFuncGetParamInfo(scale, 4, &mut offset, &mut bytes);
@@ -171,7 +175,7 @@ fn functions_tell_their_limits() {
             let shared = 100 << 10;
             sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, scale, 256, shared);
             assert_eq!(blocks, 1);
-        }
+        });
     });
 }
 
@@ -189,7 +193,7 @@ fn shared_sum(gpu: &Gpu, shared_bytes: u32) -> CUresult {
 fn allow_shared(gpu: &Gpu, bytes: i32) -> CUresult {
     let attribute = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     let function = gpu.function("shared_sum");
-    code(unsafe { result::function::set_function_attribute(function, attribute, bytes) })
+    code(raw!({ result::function::set_function_attribute(function, attribute, bytes) }))
 }
 
 #[test]
@@ -262,12 +266,13 @@ fn assert_sticks(gpu: &Gpu, expected: CUresult) {
     assert_eq!(code(gpu.stream.synchronize()), expected);
     assert_eq!(code(gpu.context.synchronize()), expected);
     assert_eq!(code(gpu.context.mem_get_info()), expected);
-    unsafe {
+    raw!({
         assert_eq!(code(result::malloc_sync(16)), expected);
         assert_eq!(code(result::memcpy_dtoh_async(&mut value, 0, gpu.raw())), expected);
         assert_eq!(sys::cuEventQuery(std::ptr::null_mut()), expected);
-    }
-    assert_eq!(code(gpu.add_on(gpu.raw(), 0, 1, 1)), expected);
+    });
+    let filled = raw!({ result::memset_d8_async(0, 0, 1, gpu.raw()) });
+    assert_eq!(code(filled), expected);
 }
 
 fn launch_read_at(gpu: &Gpu, address: u64) -> CUresult {
@@ -288,7 +293,7 @@ fn an_access_out_of_bounds_sticks_until_reset() {
         assert_eq!(launch_read_at(&gpu, four + 16), CUDA_ERROR_ILLEGAL_ADDRESS);
         assert_sticks(&gpu, CUDA_ERROR_ILLEGAL_ADDRESS);
         let _ = waiting;
-        unsafe { assert_eq!(sys::cuDevicePrimaryCtxReset_v2(0), CUDA_SUCCESS) };
+        raw!({ assert_eq!(sys::cuDevicePrimaryCtxReset_v2(0), CUDA_SUCCESS) });
         std::mem::forget(gpu);
         let gpu = Gpu::open();
         assert_eq!(gpu.download(gpu.upload(&[5]), 1), [5]);
@@ -312,7 +317,7 @@ fn a_use_after_free_is_found() {
     on_virtual_gpu("a_use_after_free_is_found", &[], || {
         let gpu = Gpu::open();
         let address = gpu.upload(&[1]);
-        unsafe { result::free_sync(address) }.unwrap();
+        raw!({ result::free_sync(address) }).unwrap();
         assert_eq!(launch_read_at(&gpu, address), CUDA_ERROR_ILLEGAL_ADDRESS);
     })
     .said("freed");
@@ -324,7 +329,7 @@ fn a_use_after_free_in_stream_order_is_found() {
         let gpu = Gpu::open();
         let out = gpu.upload(&[0]);
         let address = gpu.upload(&[1]);
-        unsafe { result::free_async(address, gpu.raw()) }.unwrap();
+        raw!({ result::free_async(address, gpu.raw()) }).unwrap();
         let params = [&Param::U64(out), &Param::U64(address)];
         gpu.launch("read_at", [1; 3], [1; 3], &params).unwrap();
         assert_eq!(code(gpu.stream.synchronize()), CUDA_ERROR_ILLEGAL_ADDRESS);
@@ -336,7 +341,7 @@ fn a_use_after_free_in_stream_order_is_found() {
 fn a_read_of_memory_that_nobody_wrote_is_found() {
     on_virtual_gpu("a_read_of_memory_that_nobody_wrote_is_found", &[], || {
         let gpu = Gpu::open();
-        let address = unsafe { result::malloc_sync(16) }.unwrap();
+        let address = raw!({ result::malloc_sync(16) }).unwrap();
         assert_eq!(launch_read_at(&gpu, address), CUDA_ERROR_LAUNCH_FAILED);
     })
     .said("Initcheck: kernel read_at");
@@ -347,7 +352,7 @@ fn fresh_memory_is_poisoned() {
     let variables = [("VIRTUAL_GPU_CHECKS", "off")];
     on_virtual_gpu("fresh_memory_is_poisoned", &variables, || {
         let gpu = Gpu::open();
-        let address = unsafe { result::malloc_sync(16) }.unwrap();
+        let address = raw!({ result::malloc_sync(16) }).unwrap();
         // With the checks off the read is not found, but what it reads is no zero.
         assert_eq!(launch_read_at(&gpu, address), CUDA_SUCCESS);
         assert_eq!(gpu.download(address, 1), [u32::MAX]);
@@ -432,7 +437,7 @@ fn a_lost_device_stays_lost_after_a_reset() {
         gpu.add_on(gpu.raw(), x, 1, 1).unwrap();
         assert_eq!(code(gpu.stream.synchronize()), CUDA_ERROR_ECC_UNCORRECTABLE);
         assert_sticks(&gpu, CUDA_ERROR_ECC_UNCORRECTABLE);
-        let reset = unsafe { sys::cuDevicePrimaryCtxReset_v2(0) };
+        let reset = raw!({ sys::cuDevicePrimaryCtxReset_v2(0) });
         assert_eq!(reset, CUDA_ERROR_ECC_UNCORRECTABLE);
         assert_eq!(code(CudaContext::new(0)), CUDA_ERROR_ECC_UNCORRECTABLE);
         let x = other.upload(&[1]);
@@ -474,22 +479,24 @@ fn a_launch_through_the_extended_call_refuses_clusters() {
         let gpu = Gpu::open();
         let (mut x, mut amount, mut n) = (gpu.upload(&[0]), 6u32, 1u32);
         let mut params = [(&raw mut x).cast(), (&raw mut amount).cast(), (&raw mut n).cast()];
-        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-        let mut config: sys::CUlaunchConfig = unsafe { std::mem::zeroed() };
-        (config.gridDimX, config.gridDimY, config.gridDimZ) = (1, 1, 1);
-        (config.blockDimX, config.blockDimY, config.blockDimZ) = (1, 1, 1);
-        config.hStream = gpu.raw();
-        config.attrs = &mut attribute;
-        let mut launch = |num_attributes: u32| unsafe {
-            config.numAttrs = num_attributes;
-            let no_extra = std::ptr::null_mut();
-            sys::cuLaunchKernelEx(&config, gpu.function("add"), params.as_mut_ptr(), no_extra)
-        };
-        assert_eq!(launch(0), CUDA_SUCCESS);
+        let mut attribute: sys::CUlaunchAttribute = raw!({ std::mem::zeroed() });
         attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
         attribute.value.clusterDim.x = 2;
         attribute.value.clusterDim.y = 1;
         attribute.value.clusterDim.z = 1;
+        let mut config: sys::CUlaunchConfig = raw!({ std::mem::zeroed() });
+        (config.gridDimX, config.gridDimY, config.gridDimZ) = (1, 1, 1);
+        (config.blockDimX, config.blockDimY, config.blockDimZ) = (1, 1, 1);
+        config.hStream = gpu.raw();
+        config.attrs = &mut attribute;
+        let mut launch = |num_attributes: u32| {
+            raw!({
+                config.numAttrs = num_attributes;
+                let no_extra = std::ptr::null_mut();
+                sys::cuLaunchKernelEx(&config, gpu.function("add"), params.as_mut_ptr(), no_extra)
+            })
+        };
+        assert_eq!(launch(0), CUDA_SUCCESS);
         assert_eq!(launch(1), CUDA_ERROR_NOT_SUPPORTED);
         assert_eq!(gpu.download(x, 1), [6]);
     });

@@ -1,6 +1,7 @@
 //! Collectives between devices, through cudarc.
 #![allow(unsafe_code)]
 
+#[macro_use]
 mod support;
 
 use cudarc::driver::sys::CUresult::*;
@@ -21,7 +22,7 @@ const SOON: (&str, &str) = ("VIRTUAL_GPU_NCCL_TIMEOUT_S", "1");
 
 fn open(ordinal: usize) -> Arc<CudaStream> {
     let context = CudaContext::new(ordinal).unwrap();
-    unsafe { context.disable_event_tracking() };
+    raw!({ context.disable_event_tracking() });
     context.new_stream().unwrap()
 }
 
@@ -71,7 +72,8 @@ fn every_type_and_reduction() {
                     comm.all_reduce(&input, &mut output, &ReduceOp::$operation).unwrap();
                     stream.clone_dtoh(&output).unwrap()[0]
                 });
-                assert_eq!(results, [$expected; 2], "{} {}", stringify!($type), stringify!($operation));
+                let what = concat!(stringify!($type), " ", stringify!($operation));
+                assert_eq!(results, [$expected; 2], "{what}");
             })*};
         }
         let (half, brain) = (f16::from_f32, bf16::from_f32);
@@ -233,11 +235,11 @@ impl RawComm {
         let streams: Vec<_> = (0..num_ranks).map(open).collect();
         let mut comms = vec![std::ptr::null_mut(); num_ranks];
         let count = num_ranks as i32;
-        let made = unsafe { sys::ncclCommInitAll(comms.as_mut_ptr(), count, std::ptr::null()) };
+        let made = raw!({ sys::ncclCommInitAll(comms.as_mut_ptr(), count, std::ptr::null()) });
         assert_eq!(made, ncclSuccess);
         let open = |(comm, stream): (sys::ncclComm_t, Arc<CudaStream>)| {
             stream.context().bind_to_thread().unwrap();
-            let x = unsafe { cuda::malloc_sync(16) }.unwrap();
+            let x = raw!({ cuda::malloc_sync(16) }).unwrap();
             RawComm { comm, stream, x }
         };
         comms.into_iter().zip(streams).map(open).collect()
@@ -245,15 +247,15 @@ impl RawComm {
 
     fn all_reduce_at(&self, address: u64, count: usize) -> ncclResult_t {
         let stream = self.stream.cu_stream().cast();
-        unsafe {
+        raw!({
             let (from, to) = (address as *const _, address as *mut _);
             sys::ncclAllReduce(from, to, count, ncclFloat32, ncclSum, self.comm, stream)
-        }
+        })
     }
 
     fn async_error(&self) -> ncclResult_t {
         let mut error = ncclSuccess;
-        assert_eq!(unsafe { sys::ncclCommGetAsyncError(self.comm, &mut error) }, ncclSuccess);
+        assert_eq!(raw!({ sys::ncclCommGetAsyncError(self.comm, &mut error) }), ncclSuccess);
         error
     }
 }
@@ -261,25 +263,29 @@ impl RawComm {
 #[test]
 fn a_rank_that_skips_a_collective_is_noticed_by_the_watchdog() {
     let fault = ("VIRTUAL_GPU_FAULT", "skip-collective:1:2");
-    on_virtual_gpu("a_rank_that_skips_a_collective_is_noticed_by_the_watchdog", &[TWO, SOON, fault], || {
-        let comms = RawComm::all(2);
-        let wait = |comm: &RawComm| {
-            assert_eq!(comm.all_reduce_at(comm.x, 4), ncclSuccess);
-            code(comm.stream.synchronize())
-        };
-        let round = || -> Vec<_> {
-            std::thread::scope(|scope| {
-                let threads: Vec<_> = comms.iter().map(|c| scope.spawn(|| wait(c))).collect();
-                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-            })
-        };
-        assert_eq!(round(), [CUDA_SUCCESS, CUDA_SUCCESS]);
-        let since = Instant::now();
-        assert_eq!(round(), [CUDA_ERROR_LAUNCH_TIMEOUT, CUDA_SUCCESS]);
-        assert!(since.elapsed() >= Duration::from_secs(1));
-        assert_eq!(comms[0].async_error(), ncclRemoteError);
-        assert_eq!(comms[0].all_reduce_at(comms[0].x, 4), ncclRemoteError);
-    })
+    on_virtual_gpu(
+        "a_rank_that_skips_a_collective_is_noticed_by_the_watchdog",
+        &[TWO, SOON, fault],
+        || {
+            let comms = RawComm::all(2);
+            let wait = |comm: &RawComm| {
+                assert_eq!(comm.all_reduce_at(comm.x, 4), ncclSuccess);
+                code(comm.stream.synchronize())
+            };
+            let round = || -> Vec<_> {
+                std::thread::scope(|scope| {
+                    let threads: Vec<_> = comms.iter().map(|c| scope.spawn(|| wait(c))).collect();
+                    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+                })
+            };
+            assert_eq!(round(), [CUDA_SUCCESS, CUDA_SUCCESS]);
+            let since = Instant::now();
+            assert_eq!(round(), [CUDA_ERROR_LAUNCH_TIMEOUT, CUDA_SUCCESS]);
+            assert!(since.elapsed() >= Duration::from_secs(1));
+            assert_eq!(comms[0].async_error(), ncclRemoteError);
+            assert_eq!(comms[0].all_reduce_at(comms[0].x, 4), ncclRemoteError);
+        },
+    )
     .said("collective 2 (AllReduce(Sum)) waits for ranks [1]")
     .said("rank 1 skips collective 2");
 }
@@ -297,7 +303,7 @@ fn without_a_watchdog_a_lone_rank_hangs_until_it_aborts() {
             assert!(!waiting.is_finished());
             assert!(!event.is_complete());
             assert_eq!(lone.async_error(), ncclSuccess);
-            assert_eq!(unsafe { sys::ncclCommAbort(lone.comm) }, ncclSuccess);
+            assert_eq!(raw!({ sys::ncclCommAbort(lone.comm) }), ncclSuccess);
             // The kernel was stopped, the context is sound.
             assert_eq!(waiting.join().unwrap(), CUDA_SUCCESS);
         });
@@ -308,21 +314,25 @@ fn without_a_watchdog_a_lone_rank_hangs_until_it_aborts() {
 #[test]
 fn a_rank_whose_device_is_lost_leaves_the_others_waiting() {
     let fault = ("VIRTUAL_GPU_FAULT", "lost:1@1");
-    on_virtual_gpu("a_rank_whose_device_is_lost_leaves_the_others_waiting", &[TWO, SOON, fault], || {
-        let results = ranks(2, |comm, rank| {
-            let gpu = support::Gpu::open_device(rank);
-            let stream = comm.stream();
-            let mut x = stream.alloc_zeros::<f32>(4).unwrap();
-            stream.synchronize().unwrap();
-            let word = gpu.upload(&[0]);
-            gpu.add_on(stream.cu_stream(), word, 1, 1).unwrap();
-            comm.all_reduce_in_place(&mut x, &ReduceOp::Sum).unwrap();
-            let waited = code(stream.synchronize());
-            std::mem::forget((gpu, x));
-            waited
-        });
-        assert_eq!(results, [CUDA_ERROR_LAUNCH_TIMEOUT, CUDA_ERROR_ECC_UNCORRECTABLE]);
-    });
+    on_virtual_gpu(
+        "a_rank_whose_device_is_lost_leaves_the_others_waiting",
+        &[TWO, SOON, fault],
+        || {
+            let results = ranks(2, |comm, rank| {
+                let gpu = support::Gpu::open_device(rank);
+                let stream = comm.stream();
+                let mut x = stream.alloc_zeros::<f32>(4).unwrap();
+                stream.synchronize().unwrap();
+                let word = gpu.upload(&[0]);
+                gpu.add_on(stream.cu_stream(), word, 1, 1).unwrap();
+                comm.all_reduce_in_place(&mut x, &ReduceOp::Sum).unwrap();
+                let waited = code(stream.synchronize());
+                std::mem::forget((gpu, x));
+                waited
+            });
+            assert_eq!(results, [CUDA_ERROR_LAUNCH_TIMEOUT, CUDA_ERROR_ECC_UNCORRECTABLE]);
+        },
+    );
 }
 
 #[test]
@@ -333,7 +343,7 @@ fn buffers_must_be_live_memory_of_the_ranks_device() {
         assert_eq!(comms[0].all_reduce_at(comms[1].x, 4), ncclInvalidArgument);
         assert_eq!(comms[0].all_reduce_at(0x1000, 4), ncclInvalidArgument);
         comms[0].stream.context().bind_to_thread().unwrap();
-        unsafe { cuda::free_sync(comms[0].x) }.unwrap();
+        raw!({ cuda::free_sync(comms[0].x) }).unwrap();
         assert_eq!(comms[0].all_reduce_at(comms[0].x, 4), ncclInvalidArgument);
     })
     .said("is not live memory of device 0");
@@ -344,7 +354,7 @@ fn communicators_know_their_place() {
     on_virtual_gpu("communicators_know_their_place", &[TWO], || {
         let comms = RawComm::all(2);
         let (mut count, mut rank, mut device, mut version) = (0, 0, 0, 0);
-        unsafe {
+        raw!({
             sys::ncclCommCount(comms[1].comm, &mut count);
             sys::ncclCommUserRank(comms[1].comm, &mut rank);
             sys::ncclCommCuDevice(comms[1].comm, &mut device);
@@ -356,7 +366,7 @@ fn communicators_know_their_place() {
             assert_eq!(sys::ncclCommCount(comms[1].comm, &mut count), ncclInvalidArgument);
             let last = std::ffi::CStr::from_ptr(sys::ncclGetLastError(comms[0].comm));
             assert_eq!(last, c"no such communicator");
-        }
+        });
     });
 }
 
@@ -368,7 +378,7 @@ fn joining_wrongly_is_refused() {
         let join = |num_ranks, rank, id: Id| {
             let id = sys::ncclUniqueId { internal: *id.internal() };
             let mut comm = std::ptr::null_mut();
-            unsafe { sys::ncclCommInitRank(&mut comm, num_ranks, id, rank) }
+            raw!({ sys::ncclCommInitRank(&mut comm, num_ranks, id, rank) })
         };
         assert_eq!(join(2, 2, id), ncclInvalidArgument);
         assert_eq!(join(2, 0, Id::uninit([1; 128])), ncclInvalidArgument);
