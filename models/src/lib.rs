@@ -16,7 +16,7 @@ pub use batch::ForwardBatch;
 pub use config::{GenerationDefaults, ModelConfig};
 pub use error::LoadError;
 pub use kv_cache::KvCache;
-pub use registry::load_model;
+pub use registry::{cuda_activation, load_model};
 pub use token::TokenId;
 pub use tokenizer_source::{ChatTemplateSource, GgufTokenizer, TokenizerSource};
 pub use weights::Checkpoint;

@@ -5,7 +5,7 @@ use crate::qwen2::Qwen2;
 use crate::qwen3::Qwen3;
 use crate::weights::loader::Loader;
 use crate::{Checkpoint, LoadError, Model, ShardSpec};
-use kernels::Backend;
+use kernels::{Backend, DType};
 
 /// Loads one rank's part of a checkpoint, ready for `backend`.
 ///
@@ -30,4 +30,13 @@ pub fn load_model(
     };
     loader.finish()?;
     Ok(model)
+}
+
+/// What a GPU computes this checkpoint in: F16 when its projections are F16, else BF16, whose range
+/// is that of F32.
+pub fn cuda_activation(checkpoint: &Checkpoint) -> DType {
+    match checkpoint.weights.get("model.layers.0.mlp.down_proj.weight") {
+        Some(tensor) if tensor.dtype == DType::F16 => DType::F16,
+        _ => DType::BF16,
+    }
 }

@@ -3,7 +3,8 @@
 use kernels::comm::Communicator;
 use kernels::comm::solo::Solo;
 use kernels::{Backend, DType, Tensor};
-use models::weights::shard::shard_sizes;
+use models::batch::{StepShape, StepUpload};
+use models::weights::shard::num_kv_heads;
 use models::{Checkpoint, ForwardBatch, ForwardContext, KvCache, Model, ShardSpec, load_model};
 
 const BLOCK_SIZE: usize = 16;
@@ -12,6 +13,8 @@ const BLOCK_SIZE: usize = 16;
 pub struct Session {
     model: Box<dyn Model>,
     ctx: ForwardContext,
+    /// On a GPU.
+    upload: Option<StepUpload>,
     block_tables: Vec<Vec<u32>>,
     num_computed: Vec<usize>,
 }
@@ -27,7 +30,8 @@ impl Session {
         Self::new_sharded(backend, checkpoint, num_seqs, len_max, Box::new(Solo))
     }
 
-    /// One rank of a group. The reference keeps keys and values in F32, the CPU in F16.
+    /// One rank of a group. The reference keeps keys and values in F32, the CPU in F16, a GPU in its
+    /// activation format.
     pub fn new_sharded(
         backend: &Backend,
         checkpoint: &Checkpoint,
@@ -37,15 +41,29 @@ impl Session {
     ) -> Session {
         let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
         let model = load_model(backend, checkpoint, spec, len_max).unwrap();
-        let num_kv_heads = shard_sizes(model.config(), spec).unwrap().num_kv_heads;
+        let num_kv_heads = num_kv_heads(model.config(), spec).unwrap();
         let blocks_each = len_max.div_ceil(BLOCK_SIZE);
         let num_blocks = num_seqs * blocks_each;
         let dtype = match backend {
             Backend::Reference => DType::F32,
-            _ => DType::F16,
+            Backend::Cpu(_) => DType::F16,
+            Backend::Cuda(device) => device.activation_dtype(),
         };
+        let config = model.config();
         let kv_cache =
-            KvCache::new(model.config(), num_kv_heads, num_blocks, BLOCK_SIZE, dtype).unwrap();
+            KvCache::new(backend, config, num_kv_heads, num_blocks, BLOCK_SIZE, dtype).unwrap();
+        let num_tokens = num_seqs * len_max;
+        let largest = StepShape {
+            num_tokens,
+            num_seqs,
+            num_rows: num_tokens,
+            context_len_max: len_max,
+            query_len_max: len_max,
+        };
+        let upload = match backend {
+            Backend::Cuda(device) => Some(StepUpload::new(device, largest, blocks_each).unwrap()),
+            Backend::Reference | Backend::Cpu(_) => None,
+        };
         // Blocks of the sequences lie between one another, and backwards, as they may in service.
         let table = |s: usize| {
             (0..blocks_each).map(|b| (num_blocks - 1 - (b * num_seqs + s)) as u32).collect()
@@ -53,6 +71,7 @@ impl Session {
         Session {
             model,
             ctx: ForwardContext { backend: backend.clone(), communicator, kv_cache },
+            upload,
             block_tables: (0..num_seqs).map(table).collect(),
             num_computed: vec![0; num_seqs],
         }
@@ -89,13 +108,19 @@ impl Session {
             batch.push_sequence(tokens.iter().copied(), start, table, BLOCK_SIZE);
             self.num_computed[seq] += tokens.len();
         }
-        let config = self.model.config();
-        let shape = [batch.num_tokens(), config.hidden_size];
-        let mut hidden = Tensor::zeros(DType::F32, &shape).unwrap();
-        let mut logits = Tensor::zeros(DType::F32, &[rows.len(), config.vocab_size]).unwrap();
+        batch.logit_rows.extend_from_slice(rows);
+        if let Some(upload) = &mut self.upload {
+            let shape = StepShape::of(&batch);
+            upload.upload(&mut batch, shape).unwrap();
+        }
+        let (config, backend) = (self.model.config(), self.ctx.backend.clone());
+        let zeros = |rows, len| Tensor::zeros_on(&backend, DType::F32, &[rows, len]).unwrap();
+        let mut hidden = zeros(batch.num_tokens(), config.hidden_size);
+        let mut logits = zeros(rows.len(), config.vocab_size);
         self.model.forward(&mut self.ctx, &batch, &mut hidden).unwrap();
-        self.model.logits(&mut self.ctx, &hidden, rows, &mut logits).unwrap();
-        (0..rows.len()).map(|i| logits.f32_row(i).to_vec()).collect()
+        self.model.logits(&mut self.ctx, &hidden, &batch.logit_rows, &mut logits).unwrap();
+        let all = logits.to_f32().unwrap();
+        all.chunks_exact(logits.row_len()).map(<[f32]>::to_vec).collect()
     }
 }
 

@@ -21,13 +21,40 @@ pub use dequantize::dequantize;
 pub use embedding::{Table, embedding};
 pub use gather_rows::gather_rows;
 pub use kv_write::kv_write;
-pub use linear::{Weight, linear, linear_many};
+pub use linear::{Weight, linear, linear_add, linear_many};
 pub use qkv_rope_write::qkv_rope_write;
 pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rope::{RopeTable, rope};
 pub use silu_mul::silu_mul;
 
+use crate::device::cuda::{CudaDevice, KernelSpec};
 use crate::{Backend, DType, KernelError, Tensor};
+
+/// Every CUDA kernel of every op, as the host launches it.
+pub fn cuda_kernels() -> impl Iterator<Item = &'static KernelSpec> {
+    let tables = [
+        add::cuda::KERNELS,
+        attention::cuda::KERNELS,
+        embedding::cuda::KERNELS,
+        gather_rows::cuda::KERNELS,
+        linear::cuda::KERNELS,
+        qkv_rope_write::cuda::KERNELS,
+        rms_norm::cuda::KERNELS,
+        sampling::cuda::KERNELS,
+        silu_mul::cuda::KERNELS,
+    ];
+    tables.into_iter().flatten()
+}
+
+/// Loads every kernel and makes the memory that ops share, since neither can be done while a step is
+/// recorded.
+///
+/// Errors: `Device`, `OutOfMemory`.
+pub fn prepare_all(device: &CudaDevice) -> Result<(), KernelError> {
+    cuda_kernels().try_for_each(|kernel| device.prepare(kernel, 0))?;
+    device.workspace()?;
+    device.scratch().map(|_| ())
+}
 
 /// The answer of an op that a backend does without.
 fn not_on(op: &'static str, backend: &Backend) -> KernelError {
