@@ -325,6 +325,44 @@ fn each_parameter_keeps_to_its_edges() {
 }
 
 #[test]
+fn extreme_parameters_stay_in_the_vocabulary() {
+    let Some(device) = device() else { return };
+    let mut random = Random(5);
+    let extremes = [f32::MIN_POSITIVE, 1e-30, 1.0, 1e30, f32::MAX];
+    let mut logits = Vec::new();
+    let mut rows = Vec::new();
+    for _ in 0..80 {
+        let spread = random.pick(&[0.0, 1.0, 1e30]);
+        logits.extend((0..40).map(|_| random.normal(spread)));
+        rows.push(Row::Sample(Case {
+            temperature: random.pick(&extremes),
+            top_k: random.pick(&[0, 1, 2, 39, 40, 41, u32::MAX]),
+            top_p: random.pick(&[0.0, f32::MIN_POSITIVE, 0.5, 1.0 - f32::EPSILON / 2.0, 1.0]),
+            min_p: random.pick(&[0.0, f32::MIN_POSITIVE, 0.5, 1.0]),
+            penalties: [
+                random.pick(&extremes),
+                random.pick(&[f32::MIN, 0.0, f32::MAX]),
+                random.pick(&[f32::MIN, 0.0, f32::MAX]),
+            ],
+            logit_bias: vec![(3, random.pick(&[f32::MIN, -99.0, 99.0, f32::MAX]))],
+            seed: random.next(),
+            position: 3,
+            history: vec![3, 4, 3],
+            prompt_len: 1,
+            logprobs: Some(3),
+            ..Case::default()
+        }));
+    }
+    let (results, _) = run(&device, &logits, [40, 40], &rows);
+    for (result, row) in results.iter().zip(&rows) {
+        let Row::Sample(case) = row else { unreachable!("all are sampled") };
+        let result = result.as_ref().expect("finite logits");
+        assert!(result.token < 40, "{case:?}");
+        assert_eq!(result.logprobs.as_ref().map(|l| l.top.len()), Some(3), "{case:?}");
+    }
+}
+
+#[test]
 fn values_that_are_not_finite_are_never_chosen() {
     let Some(device) = device() else { return };
     let row = [f32::NAN, 1.0, f32::INFINITY, 0.5, f32::NEG_INFINITY];
