@@ -23,6 +23,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Shared memory that a block may have without being asked for.
 const SHARED_BYTES_DEFAULT: u32 = 48 << 10;
+/// Scratch memory of a device: partial results of attention over a million keys or more.
+const SCRATCH_BYTES: usize = 64 << 20;
 /// Parameters of one kernel.
 const PARAMS_MAX: usize = 32;
 
@@ -42,6 +44,8 @@ struct Inner {
     kernels: Mutex<Kernels>,
     /// Address of the workspace; 0 until somebody asks for it.
     workspace: Mutex<u64>,
+    /// Address of the scratch memory, 0 before its first use.
+    scratch: Mutex<u64>,
 }
 
 #[derive(Default)]
@@ -89,8 +93,8 @@ impl CudaDevice {
         // SAFETY: the context was just retained.
         unsafe { result::ctx::set_current(context) }?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
-        let (kernels, workspace) = (Mutex::default(), Mutex::default());
-        let inner = Inner { ordinal, device, context, stream, name, kernels, workspace };
+        let (kernels, workspace, scratch) = Default::default();
+        let inner = Inner { ordinal, device, context, stream, name, kernels, workspace, scratch };
         Ok(CudaDevice { inner: Arc::new(inner), activation: DType::BF16 })
     }
 
@@ -128,6 +132,30 @@ impl CudaDevice {
         let count =
             self.attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         Ok(usize::try_from(count).unwrap_or(1).max(1))
+    }
+
+    /// Shared memory of a multiprocessor, which its resident blocks divide among them.
+    pub fn shared_bytes_per_multiprocessor(&self) -> Result<usize, KernelError> {
+        use sys::CUdevice_attribute_enum as A;
+        let bytes = self.attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
+        Ok(usize::try_from(bytes).unwrap_or(0))
+    }
+
+    /// Address and length of memory for what one op keeps from one of its kernels to the next: all
+    /// ops share it, since they run one after the other. The address never changes. Allocated at
+    /// the first call, which must not be inside a recording.
+    ///
+    /// Errors: `OutOfMemory`.
+    pub fn scratch(&self) -> Result<(u64, usize), KernelError> {
+        let mut address = self.inner.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        if *address == 0 {
+            self.bind()?;
+            // SAFETY: the context is bound; freed once, in `drop` of `Inner`.
+            let allocated = unsafe { result::malloc_sync(SCRATCH_BYTES) };
+            let (what, bytes) = ("scratch memory", SCRATCH_BYTES);
+            *address = allocated.map_err(|_| KernelError::OutOfMemory { what, bytes })?;
+        }
+        Ok((*address, SCRATCH_BYTES))
     }
 
     fn attribute(&self, which: sys::CUdevice_attribute_enum) -> Result<i32, KernelError> {
@@ -298,6 +326,10 @@ impl Drop for Inner {
                 let _ = result::module::unload(*module);
             }
             let _ = result::stream::destroy(self.stream);
+            let scratch = *self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if scratch != 0 {
+                let _ = result::free_sync(scratch);
+            }
             let _ = result::primary_ctx::release(self.device);
         }
     }

@@ -1,11 +1,12 @@
 //! Causal attention over the paged cache, for mixed batches of prefill chunks and decodes.
 
 mod cpu;
+pub mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{expect, not_on};
+use super::expect;
 use crate::{Backend, DType, KernelError, Tensor};
 
 const OP: &str = "attention";
@@ -63,8 +64,10 @@ impl AttentionBatch<'_> {
 /// out[t, h] = sum over j <= p(t) of softmax_j(scale * q[t, h] . k[j]) v[j]
 ///
 /// Shapes: `q`, `out` [num_tokens, heads * head_dim] F32; `k_cache`, `v_cache` [num_blocks,
-/// kv_heads, block_size, head_dim], F32 or F16.
-/// Numbers: sums in f32 (reference: f64). With finite numbers in the cache a row's result depends,
+/// kv_heads, block_size, head_dim], F32 or F16. On a GPU all are in the device's activation format,
+/// `head_dim` is 32, 64, 128 or 256, `block_size` a power of two, and `q` and `out` have the rows of
+/// the padded step, of which those of no sequence are neither read nor written.
+/// Numbers: sums in f32 (reference: f64); on a GPU weights are rounded to the activation format. With finite numbers in the cache a row's result depends,
 /// to the bit, on its own query, keys and values alone: not on how the sequence was cut into
 /// chunks and blocks, nor on other sequences or the number of threads.
 /// Errors: `Shape`, `DType`, `Index` for a block outside the cache or a batch that contradicts
@@ -79,18 +82,21 @@ pub fn attention(
     batch: &AttentionBatch,
     scale: f32,
 ) -> Result<(), KernelError> {
-    check(out, q, k_cache, v_cache, batch)?;
+    check(backend, out, q, k_cache, v_cache, batch)?;
     match backend {
         Backend::Reference => reference::attention(out, q, k_cache, v_cache, batch, scale),
         Backend::Cpu(device) => {
             cpu::attention(device, out, q, k_cache, v_cache, batch, scale);
         }
-        Backend::Cuda(_) => return Err(not_on(OP, backend)),
+        Backend::Cuda(device) => {
+            return cuda::attention(device, out, q, k_cache, v_cache, batch, scale);
+        }
     }
     Ok(())
 }
 
 fn check(
+    backend: &Backend,
     out: &Tensor,
     q: &Tensor,
     k_cache: &Tensor,
@@ -101,20 +107,28 @@ fn check(
         let (got, expected) = (k_cache.shape().to_vec(), "four dimensions".into());
         return Err(KernelError::Shape { op: OP, what: "k_cache", got, expected });
     };
-    if !matches!(k_cache.dtype(), DType::F32 | DType::F16) {
+    let activation = backend.activation_dtype();
+    if activation != DType::F32 {
+        expect(OP, "k_cache", k_cache, activation, k_cache.shape())?;
+    } else if !matches!(k_cache.dtype(), DType::F32 | DType::F16) {
         let (what, got) = ("k_cache", k_cache.dtype().name());
         return Err(KernelError::DType { op: OP, what, got, expected: "F32 or F16" });
     }
     expect(OP, "v_cache", v_cache, k_cache.dtype(), k_cache.shape())?;
-    expect(OP, "q", q, DType::F32, out.shape())?;
-    expect(OP, "out", out, DType::F32, q.shape())?;
+    expect(OP, "q", q, activation, out.shape())?;
+    expect(OP, "out", out, activation, q.shape())?;
     if !q.row_len().is_multiple_of(kv_heads * head_dim) {
         let expected = format!("[_, heads * {head_dim}], heads a multiple of {kv_heads}");
         return Err(KernelError::Shape { op: OP, what: "q", got: q.shape().to_vec(), expected });
     }
     let num_seqs = batch.num_seqs();
+    // Rows that pad a recorded step belong to no sequence.
+    let num_padding = batch.device.map_or(0, |device| {
+        (device.num_tokens as usize)
+            .saturating_sub(batch.query_start.last().map_or(0, |&n| n as usize))
+    });
     let starts = [
-        ("query_start", batch.query_start, q.rows()),
+        ("query_start", batch.query_start, q.rows() - num_padding.min(q.rows())),
         ("block_table_start", batch.block_table_start, batch.block_tables.len()),
     ];
     for (what, start, end) in starts {

@@ -1,8 +1,9 @@
 use super::*;
 use crate::device::cpu::{CpuDevice, Isa};
+use crate::device::cuda::CudaDevice;
 use crate::ops::kv_write;
 use crate::ops::testing::*;
-use half::f16;
+use half::{bf16, f16};
 
 /// The heads of a model and the form of its cache.
 #[derive(Debug, Clone, Copy)]
@@ -102,6 +103,106 @@ impl Step {
     }
 }
 
+/// Sequences and rows that a step on a GPU is padded with.
+const PADDING_SEQS: usize = 2;
+const PADDING_ROWS: usize = 3;
+/// What lies in `out` before.
+const UNTOUCHED: f32 = 7.0;
+
+impl Step {
+    /// The same with all numbers rounded to `dtype`, widened again.
+    fn rounded(&self, dtype: DType) -> Step {
+        let round = |t: &Tensor| {
+            let values = t.to_f32().expect("on the host");
+            Tensor::from_f32(t.shape(), &rounded(dtype, &values))
+        };
+        Step {
+            model: self.model,
+            q: round(&self.q),
+            k_cache: round(&self.k_cache),
+            v_cache: round(&self.v_cache),
+            query_start: self.query_start.clone(),
+            context_len: self.context_len.clone(),
+            block_tables: self.block_tables.clone(),
+            block_table_start: self.block_table_start.clone(),
+        }
+    }
+
+    /// The step on a GPU, in its activation format and padded as a recorded step is.
+    fn run_on(&self, device: &CudaDevice) -> Vec<f32> {
+        let dtype = device.activation_dtype();
+        let num_seqs = self.context_len.len() + PADDING_SEQS;
+        let starts = || self.block_table_start.windows(2);
+        let stride = starts().map(|w| w[1] - w[0]).max().expect("not empty") as usize;
+        // A block that no context reaches is never looked at.
+        let mut tables = vec![u32::MAX; num_seqs * stride];
+        for ((table, w), &len) in tables.chunks_exact_mut(stride).zip(starts()).zip(&self.context_len)
+        {
+            let num_used = (len as usize).div_ceil(self.k_cache.shape()[2]);
+            let blocks = &self.block_tables[w[0] as usize..][..num_used];
+            table[..num_used].copy_from_slice(blocks);
+        }
+        let rows = self.q.rows();
+        let padded = |values: &[u32], len: usize, with: u32| {
+            let mut values = values.to_vec();
+            values.resize(len, with);
+            indices_on(device, &values)
+        };
+        let (query_start, _query_start) = padded(&self.query_start, num_seqs + 1, rows as u32);
+        let (context_len, _context_len) = padded(&self.context_len, num_seqs, 0);
+        let (block_tables, _block_tables) = indices_on(device, &tables);
+        let chunk_lens = self.query_start.windows(2).map(|w| w[1] - w[0]);
+        let batch = AttentionBatch {
+            query_start: &self.query_start,
+            context_len: &self.context_len,
+            block_tables: &self.block_tables,
+            block_table_start: &self.block_table_start,
+            device: Some(DeviceAttention {
+                query_start: query_start.device_ptr(),
+                context_len: context_len.device_ptr(),
+                block_tables: block_tables.device_ptr(),
+                block_table_stride: stride as u32,
+                row_seq: 0,
+                num_seqs: num_seqs as u32,
+                num_tokens: (rows + PADDING_ROWS) as u32,
+                context_len_max: 3 + *self.context_len.iter().max().expect("not empty"),
+                query_len_max: chunk_lens.max().expect("not empty"),
+            }),
+        };
+        let shape = [rows + PADDING_ROWS, self.q.row_len()];
+        let mut q = self.q.f32().to_vec();
+        q.resize(shape[0] * shape[1], f32::NAN);
+        let q = on_device(device, dtype, &shape, &q);
+        let cache = |cache: &Tensor| {
+            on_device(device, dtype, cache.shape(), &cache.to_f32().expect("on the host"))
+        };
+        let (k_cache, v_cache) = (cache(&self.k_cache), cache(&self.v_cache));
+        let mut out = on_device(device, dtype, &shape, &vec![UNTOUCHED; shape[0] * shape[1]]);
+        let scale = 1.0 / (self.model.head_dim as f32).sqrt();
+        let backend = Backend::Cuda(device.clone());
+        attention(&backend, &mut out, &q, &k_cache, &v_cache, &batch, scale)
+            .expect("the batch is consistent");
+        let mut out = out.to_f32().expect("the device answers");
+        let padding = out.split_off(rows * shape[1]);
+        assert!(padding.iter().all(|&x| x == UNTOUCHED), "rows of no sequence are not written");
+        out
+    }
+}
+
+fn rounded(dtype: DType, values: &[f32]) -> Vec<f32> {
+    let round = |&x: &f32| match dtype {
+        DType::BF16 => bf16::from_f32(x).to_f32(),
+        _ => f16::from_f32(x).to_f32(),
+    };
+    values.iter().map(round).collect()
+}
+
+/// Half a unit in the last place of the result, and as much for the rounding of weights.
+fn assert_close_on(device: &CudaDevice, out: &[f32], expected: &[f32], case: &str) {
+    let unit = if device.activation_dtype() == DType::BF16 { 8e-3 } else { 1e-3 };
+    assert_close(out, expected, unit, unit / 2.0, case);
+}
+
 fn nan_cache(dtype: DType, num_blocks: usize, model: Model, block_size: usize) -> Tensor {
     let shape = [num_blocks, model.kv_heads, block_size, model.head_dim];
     let mut cache = Tensor::zeros(dtype, &shape).expect("small");
@@ -132,25 +233,27 @@ const MIXED: [Chunk; 6] = [
     chunk(6, 64, 64),
 ];
 
+const MIXED_CASES: [(Model, &[Chunk], usize); 14] = [
+    (model(2, 7, 64, DType::F16), &MIXED, 16),
+    (model(2, 7, 64, DType::F32), &MIXED, 16),
+    (model(2, 4, 32, DType::F16), &MIXED, 8),
+    (model(4, 1, 32, DType::F32), &MIXED, 32),
+    (model(1, 4, 128, DType::F16), &MIXED, 32),
+    (model(2, 1, 128, DType::F32), &MIXED, 16),
+    (model(1, 2, 256, DType::F16), &MIXED, 16),
+    (model(1, 3, 40, DType::F16), &MIXED, 5),
+    (model(1, 3, 8, DType::F32), &MIXED, 1),
+    (model(1, 150, 16, DType::F32), &[chunk(1, 20, 3)], 16),
+    (model(1, 2, 64, DType::F16), &[chunk(1, 1, 1)], 16),
+    (model(2, 7, 64, DType::F16), &[chunk(1, 1300, 1), chunk(2, 600, 5)], 16),
+    (model(2, 2, 64, DType::F16), &[chunk(1, 10, 0), chunk(2, 5, 2)], 16),
+    (model(1, 20, 32, DType::F16), &[chunk(1, 270, 1), chunk(2, 30, 4)], 8),
+];
+
 #[test]
 fn mixed_batches_are_close_to_the_reference() {
-    let cases: [(Model, &[Chunk], usize); 13] = [
-        (model(2, 7, 64, DType::F16), &MIXED, 16),
-        (model(2, 7, 64, DType::F32), &MIXED, 16),
-        (model(2, 4, 32, DType::F16), &MIXED, 8),
-        (model(4, 1, 32, DType::F32), &MIXED, 32),
-        (model(1, 4, 128, DType::F16), &MIXED, 32),
-        (model(2, 1, 128, DType::F32), &MIXED, 16),
-        (model(1, 2, 256, DType::F16), &MIXED, 16),
-        (model(1, 3, 40, DType::F16), &MIXED, 5),
-        (model(1, 3, 8, DType::F32), &MIXED, 1),
-        (model(1, 150, 16, DType::F32), &[chunk(1, 20, 3)], 16),
-        (model(1, 2, 64, DType::F16), &[chunk(1, 1, 1)], 16),
-        (model(2, 7, 64, DType::F16), &[chunk(1, 1300, 1), chunk(2, 600, 5)], 16),
-        (model(2, 2, 64, DType::F16), &[chunk(1, 10, 0), chunk(2, 5, 2)], 16),
-    ];
     let backends = backends(&[1, 3]);
-    for (model, chunks, block_size) in cases {
+    for (model, chunks, block_size) in MIXED_CASES {
         let step = Step::new(model, chunks, block_size);
         let expected = step.run(&Backend::Reference);
         for backend in backends.iter().flat_map(|(_, same_isa)| same_isa) {
@@ -158,6 +261,20 @@ fn mixed_batches_are_close_to_the_reference() {
             assert_close(step.run(backend).f32(), expected.f32(), 1e-5, 3e-6, &case);
         }
     }
+    for device in cuda_devices() {
+        let on_gpu = |&(m, _, size): &(Model, _, usize)| takes(m, size);
+        for (model, chunks, block_size) in MIXED_CASES.into_iter().filter(on_gpu) {
+            let step = Step::new(model, chunks, block_size).rounded(device.activation_dtype());
+            let case = format!("{device:?} {model:?} {chunks:?} {block_size}");
+            let expected = step.run(&Backend::Reference);
+            assert_close_on(&device, &step.run_on(&device), expected.f32(), &case);
+        }
+    }
+}
+
+/// Whether there is a kernel for the model on a GPU.
+fn takes(model: Model, block_size: usize) -> bool {
+    [32, 64, 128, 256].contains(&model.head_dim) && block_size.is_power_of_two()
 }
 
 /// Rows of sequence 1 in every way to cut and place it, against one prefill on one thread.
@@ -186,6 +303,28 @@ fn check_bits(model: Model, context_len: usize, cuts: &[&[usize]]) {
     }
 }
 
+/// The same on GPUs, where a prefill of all tokens is one kernel's work and single tokens another's.
+fn check_bits_on_gpus(model: Model, context_len: usize, cuts: &[&[usize]]) {
+    for device in cuda_devices() {
+        let expected = Step::new(model, &[chunk(1, context_len, context_len)], 16).run_on(&device);
+        for (i, cut) in cuts.iter().enumerate() {
+            let block_size = [8, 16, 32][i % 3];
+            let mut start = 0;
+            for (k, &end) in cut.iter().chain([&context_len]).enumerate() {
+                let others = [chunk(9, 70 + 5 * k, 1 + i), chunk(8, 40 + k, 1)];
+                let chunks = [others[0], chunk(1, end, end - start), others[1]];
+                let out = Step::new(model, &chunks, block_size).run_on(&device);
+                let row_len = model.kv_heads * model.group * model.head_dim;
+                let rows = &out[(1 + i) * row_len..][..(end - start) * row_len];
+                let expected = &expected[start * row_len..end * row_len];
+                let case = format!("{device:?} {model:?} {block_size} {start}..{end}");
+                assert_same_bits(rows, expected, &case);
+                start = end;
+            }
+        }
+    }
+}
+
 #[test]
 fn rows_have_the_same_bits_in_any_chunk_batch_block_and_thread() {
     let cuts: [&[usize]; 4] = [&[], &[1, 2, 3], &[64, 127], &[17, 100, 101, 149]];
@@ -193,11 +332,19 @@ fn rows_have_the_same_bits_in_any_chunk_batch_block_and_thread() {
     check_bits(model(1, 4, 32, DType::F32), 150, &cuts);
     check_bits(model(2, 1, 128, DType::F16), 150, &cuts);
     check_bits(model(1, 2, 24, DType::F16), 150, &cuts);
+    check_bits_on_gpus(model(2, 7, 64, DType::F16), 150, &cuts);
+    check_bits_on_gpus(model(1, 4, 32, DType::F16), 150, &cuts);
+    check_bits_on_gpus(model(1, 1, 128, DType::F16), 100, &[&[1, 2], &[64, 99]]);
+    check_bits_on_gpus(model(1, 2, 256, DType::F16), 80, &[&[1, 2], &[33, 79]]);
 }
 
 #[test]
 fn long_contexts_have_the_same_bits_split_over_threads_or_not() {
     check_bits(model(1, 2, 64, DType::F16), 1100, &[&[1099], &[511, 512, 513, 1090], &[1030]]);
+    let cuts: [&[usize]; 2] = [&[599], &[255, 256, 257, 512, 513, 597]];
+    check_bits_on_gpus(model(1, 2, 64, DType::F16), 600, &cuts);
+    check_bits_on_gpus(model(1, 2, 128, DType::F16), 300, &[&[256, 299]]);
+    check_bits_on_gpus(model(1, 1, 256, DType::F16), 300, &[&[299]]);
 }
 
 #[test]
@@ -206,6 +353,11 @@ fn one_key_gives_its_value() {
         let step = Step::new(model(1, 1, 64, DType::F32), &[chunk(1, 1, 1)], 16);
         let value = values(4, 64, 2.0);
         assert_same_bits(step.run(&backend).f32(), &value, &format!("{backend:?}"));
+    }
+    for device in cuda_devices() {
+        let step = Step::new(model(1, 1, 64, DType::F32), &[chunk(1, 1, 1)], 16);
+        let value = rounded(device.activation_dtype(), &values(4, 64, 2.0));
+        assert_same_bits(&step.run_on(&device), &value, &format!("{device:?}"));
     }
 }
 
@@ -216,6 +368,48 @@ fn large_scores_do_not_overflow() {
         step.q.f32_mut().iter_mut().for_each(|q| *q *= 1e4);
         let (out, expected) = (step.run(&backend), step.run(&Backend::Reference));
         assert_close(out.f32(), expected.f32(), 1e-2, 1e-2, &format!("{backend:?}"));
+    }
+    for device in cuda_devices() {
+        let mut step = Step::new(model(1, 2, 32, DType::F32), &[chunk(1, 80, 80)], 16);
+        step.q.f32_mut().iter_mut().for_each(|q| *q *= 1e4);
+        let step = step.rounded(device.activation_dtype());
+        let (out, expected) = (step.run_on(&device), step.run(&Backend::Reference));
+        assert_close(&out, expected.f32(), 1e-2, 1e-2, &format!("{device:?}"));
+    }
+}
+
+#[test]
+fn a_gpu_refuses_what_it_has_no_kernel_for() {
+    for device in cuda_devices() {
+        let step = Step::new(model(1, 1, 40, DType::F16), &[chunk(1, 3, 1)], 16);
+        let dtype = device.activation_dtype();
+        let on = |t: &Tensor| on_device(&device, dtype, t.shape(), &t.to_f32().expect("host"));
+        let (q, cache) = (on(&step.q), on(&step.k_cache));
+        let mut out = on(&step.q);
+        let (lens, _lens) = indices_on(&device, &[0, 1, 3, 0]);
+        let batch = AttentionBatch {
+            query_start: &step.query_start,
+            context_len: &step.context_len,
+            block_tables: &step.block_tables,
+            block_table_start: &step.block_table_start,
+            device: Some(DeviceAttention {
+                query_start: lens.device_ptr(),
+                context_len: lens.device_ptr() + 8,
+                block_tables: lens.device_ptr() + 12,
+                block_table_stride: 1,
+                row_seq: 0,
+                num_seqs: 1,
+                num_tokens: 1,
+                context_len_max: 3,
+                query_len_max: 1,
+            }),
+        };
+        let backend = Backend::Cuda(device.clone());
+        let error = attention(&backend, &mut out, &q, &cache, &cache, &batch, 1.0);
+        assert!(
+            matches!(error, Err(KernelError::Shape { what: "head_dim", .. })),
+            "{device:?}: {error:?}"
+        );
     }
 }
 

@@ -141,6 +141,12 @@ impl Plan {
         layout.num_splits() * num_rows * layout.num_tile_rows() * TILE_N * 4
     }
 
+    fn kernel(&self, format: Format, activation: DType) -> &'static KernelSpec {
+        let format = Format::ALL.iter().position(|&f| f == format).expect("all formats");
+        let is_f16 = usize::from(activation == DType::F16);
+        &KERNELS[(format * 2 + is_f16) * HEIGHTS.len() + self.height]
+    }
+
     fn geometry(&self, layout: &Layout, num_rows: usize) -> Geometry {
         let height = HEIGHTS[self.height];
         let depth = match self.splits {
@@ -165,6 +171,24 @@ fn num_stages(format: Format) -> [usize; 4] {
         Format::W4 | Format::W4K => [8, 8, 5, 4],
         Format::W8K => [6, 6, 4, 3],
     }
+}
+
+/// What a product with `num_rows` rows of `activation` launches, and the rows of x that one block
+/// computes.
+pub fn launch_of(
+    layout: &Layout,
+    activation: DType,
+    num_rows: usize,
+) -> (&'static KernelSpec, Geometry, usize) {
+    let plan = Plan::new(layout, num_rows);
+    let kernel = plan.kernel(layout.format, activation);
+    (kernel, plan.geometry(layout, num_rows), HEIGHTS[plan.height])
+}
+
+/// Dynamic shared memory of a kernel of `KERNELS`.
+pub fn shared_bytes_of(kernel: &KernelSpec) -> Option<usize> {
+    let at = KERNELS.iter().position(|k| k == kernel)?;
+    Some(shared_bytes(Format::ALL[at / HEIGHTS.len() / 2], at % HEIGHTS.len()))
 }
 
 /// Dynamic shared memory: the tiles of all stages and the headers they need, later the sums.
@@ -215,9 +239,7 @@ fn launch(
     if num_rows == 0 {
         return Ok(());
     }
-    let format = Format::ALL.iter().position(|&f| f == layout.format).expect("all formats");
-    let is_f16 = usize::from(device.activation_dtype() == DType::F16);
-    let kernel = &KERNELS[(format * 2 + is_f16) * HEIGHTS.len() + plan.height];
+    let kernel = plan.kernel(layout.format, device.activation_dtype());
     let workspace = device.workspace()?;
     let args = [
         Arg::Ptr(out.device_ptr()),
