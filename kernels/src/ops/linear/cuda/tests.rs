@@ -6,7 +6,7 @@ use super::*;
 use crate::DType;
 use crate::ops::dequantize::dequantize;
 use crate::ops::linear::tests::weight_bytes;
-use crate::ops::testing::assert_same_bits;
+use crate::ops::testing::{assert_same_bits, cuda_devices, on_device, values};
 use half::{bf16, f16};
 
 /// Rows and columns; columns become whole blocks. Some fill tiles, some do not.
@@ -258,4 +258,43 @@ fn partial_sums_of_every_plan_fit_the_workspace() {
             }
         }
     }
+}
+
+/// Rows of the largest batch below: two of the tallest blocks.
+const ROWS_MAX: usize = 130;
+
+#[test]
+fn a_row_has_the_same_bits_from_every_kernel_and_in_any_batch() {
+    // One of each format; the splits of 1024 columns are two or more.
+    let dtypes = [DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4K, DType::Q6K];
+    for device in cuda_devices() {
+        for (dtype, k) in dtypes.into_iter().flat_map(|dtype| [(dtype, 1024), (dtype, 256)]) {
+            let n = 40;
+            let bytes = weight_bytes(dtype, n, k);
+            let weight = DeviceWeight::new(&device, dtype, n, k, &bytes).expect("memory");
+            let x = values(3, ROWS_MAX * k, 2.0);
+            let first = Plan { height: 0, splits: Splits::InTurn };
+            let expected = run(&device, first, &weight, &x[..17 * k]);
+            for (height, rows) in [(0, 1), (0, 16), (1, 17), (2, 33), (3, 3), (3, ROWS_MAX)] {
+                for splits in [Splits::InTurn, Splits::SideBySide] {
+                    let plan = Plan { height, splits };
+                    let out = run(&device, plan, &weight, &x[..rows * k]);
+                    let name = format!("{device:?} {dtype} {k} {plan:?} {rows}");
+                    let same = 17.min(rows) * n;
+                    assert_same_bits(&out[..same], &expected[..same], &name);
+                    assert!(out.iter().all(|x| x.is_finite()), "{name}");
+                }
+            }
+        }
+    }
+}
+
+fn run(device: &CudaDevice, plan: Plan, weight: &DeviceWeight, x: &[f32]) -> Vec<f32> {
+    let layout = &weight.layout;
+    let rows = x.len() / layout.in_features;
+    let x = on_device(device, device.activation_dtype(), &[rows, layout.in_features], x);
+    let shape = [rows, layout.out_features];
+    let mut out = on_device(device, DType::F32, &shape, &vec![f32::NAN; rows * shape[1]]);
+    launch(device, plan, Epilogue::StoreF32, &mut out, &x, weight, None).expect("shapes fit");
+    out.to_f32().expect("the device works")
 }
