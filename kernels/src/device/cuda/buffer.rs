@@ -55,9 +55,14 @@ impl DeviceBuffer {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.device.synchronize()?;
-        // SAFETY: the range lies inside the allocation, by the assert.
-        check(unsafe { result::memcpy_htod_sync(self.ptr + offset as u64, bytes) })
+        self.device.bind()?;
+        let stream = self.device.stream();
+        // On our stream: the driver's synchronous copy may end after it returns, and our stream does
+        // not wait for the one it runs on.
+        // SAFETY: the range lies inside the allocation, by the assert; `bytes` outlives the copy,
+        // which the next line waits for.
+        check(unsafe { result::memcpy_htod_async(self.ptr + offset as u64, bytes, stream) })?;
+        self.device.synchronize()
     }
 
     /// The bytes from `offset` on, after all work queued so far.
