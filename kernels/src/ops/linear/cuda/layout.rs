@@ -7,6 +7,9 @@ use crate::DType;
 pub const TILE_N: usize = 128;
 pub const TILE_K: usize = 64;
 
+/// Longer headers lie in parts, those of the tile's rows side by side.
+pub const HEADER_PART_BYTES: usize = 16;
+
 /// Splits are made until a row of tiles, times its splits, is about this many blocks: one for each
 /// multiprocessor of a large device. A constant, not the number of this device's multiprocessors, so
 /// that all devices give the same bits.
@@ -66,8 +69,8 @@ impl Format {
         match self {
             Format::Plain => 0,
             Format::W8 | Format::W4 => 4,
-            Format::W4K => 16,
-            Format::W8K => 32,
+            Format::W4K => HEADER_PART_BYTES,
+            Format::W8K => 2 * HEADER_PART_BYTES,
         }
     }
 
@@ -123,7 +126,9 @@ impl Layout {
         let step_row_bytes = TILE_K * self.format.code_bits() / 8;
         let steps_min = SPLIT_ROW_BYTES_MIN / step_row_bytes;
         let unit = steps_min.next_multiple_of(self.format.header_k() / TILE_K);
-        let wanted = BLOCKS_WANTED.div_ceil(self.num_tile_rows()).min(SPLITS_MAX);
+        // Rounded to nearest.
+        let tile_rows = self.num_tile_rows();
+        let wanted = ((BLOCKS_WANTED + tile_rows / 2) / tile_rows).clamp(1, SPLITS_MAX);
         self.num_steps().div_ceil(unit).div_ceil(wanted) * unit
     }
 
@@ -148,6 +153,7 @@ mod tests {
             (Format::W4K, 4096, 4096, 16, 4),
             (Format::W4, 1024, 2048, 8, 4),
             (Format::Plain, 896, 896, 2, 7),
+            (Format::W8, 12_288, 4096, 64, 1),
             (Format::Plain, 151_936, 896, 14, 1),
             (Format::W8K, 8, 256, 4, 1),
             (Format::W8, 8, 32, 4, 1),
