@@ -16,8 +16,8 @@ const DECODE_THREADS: u32 = 128;
 const COMBINE_THREADS: u32 = 128;
 /// Shared memory that the driver keeps for itself, for each block.
 const RESERVED_SHARED_BYTES: usize = 1 << 10;
-/// The first work item of each sequence lies in shared memory.
-const NUM_SEQS_MAX: usize = 4096;
+/// Three numbers of each sequence lie in shared memory.
+const NUM_SEQS_MAX: usize = 2048;
 /// Partial results begin on such borders.
 const ALIGN: u64 = 256;
 
@@ -217,8 +217,8 @@ impl<'a> Call<'a> {
         scale: f32,
     ) -> Result<(), KernelError> {
         let num_seqs = self.arrays.num_seqs as usize;
-        let item_start_bytes = (num_seqs + 1) * size_of::<u32>();
-        let shared_bytes = shared_bytes(self.head_dim, DECODE_ROWS, 4, 4) + item_start_bytes;
+        let sequences_bytes = (3 * num_seqs + 2) * size_of::<u32>();
+        let shared_bytes = shared_bytes(self.head_dim, DECODE_ROWS, 4, 4) + sequences_bytes;
         let splits_max = (self.arrays.context_len_max as usize).div_ceil(SPLIT_KEYS).max(1);
         let row_tiles = (self.split_tokens_max * self.group()).div_ceil(DECODE_ROWS);
         let units_max = num_seqs * splits_max * row_tiles * self.kv_heads;
