@@ -37,9 +37,15 @@ impl Ours {
         let model = load_model(&backend, &checkpoint, shard, CONTEXT_MAX).expect("a model");
         let config = model.config().clone();
         let num_blocks = CONTEXT_MAX / BLOCK_SIZE;
-        let kv_cache =
-            KvCache::new(&backend, &config, config.num_kv_heads, num_blocks, BLOCK_SIZE, DType::F16)
-                .expect("memory");
+        let kv_cache = KvCache::new(
+            &backend,
+            &config,
+            config.num_kv_heads,
+            num_blocks,
+            BLOCK_SIZE,
+            DType::F16,
+        )
+        .expect("memory");
         let hidden = Tensor::zeros(DType::F32, &[PROMPT_LEN, config.hidden_size]);
         let logits = Tensor::zeros(DType::F32, &[1, config.vocab_size]).expect("memory");
         let ctx = ForwardContext { backend, communicator: Box::new(Solo), kv_cache };

@@ -152,9 +152,11 @@ fn compile(
 
 /// All that an image depends on, so that one changed kernel does not compile the others again.
 fn key(nvcc: &Path, source: &Path, include: &Path, archs: &[&str]) -> String {
-    let mut headers: Vec<PathBuf> = fs::read_dir(include)
-        .map(|entries| entries.filter_map(|e| Some(e.ok()?.path())).collect())
-        .unwrap_or_default();
+    let beside = source.parent().expect("sources lie in a folder");
+    let entries = [include, beside].into_iter().filter_map(|folder| fs::read_dir(folder).ok());
+    let paths = entries.flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let mut headers: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|e| e == "cuh")).collect();
     headers.sort();
     let mut text = format!("{} {archs:?}\n", nvcc.display());
     for path in headers.iter().map(PathBuf::as_path).chain([source]) {

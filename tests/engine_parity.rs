@@ -4,9 +4,7 @@
 use kernels::Backend;
 use models::TokenId;
 use serde_json::Value;
-use server::engine::{
-    EngineConfig, Overlap, PolicyKind, PrefixCaching, Request, SamplingParams,
-};
+use server::engine::{EngineConfig, Overlap, PolicyKind, PrefixCaching, Request, SamplingParams};
 use std::path::Path;
 use tests::observed::{Arrivals, run_engine};
 use tests::random::Random;

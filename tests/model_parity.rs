@@ -1,12 +1,10 @@
 //! The tiny checkpoints of an outside implementation: its logits and greedy continuations must come
 //! out here, on the reference to f32 tolerance, on the CPU to that of its arithmetic.
 
-use kernels::comm::Communicator;
+use kernels::Backend;
 use kernels::device::cpu::{CpuDevice, Isa};
-use kernels::{Backend, KernelError, Tensor};
 use models::Checkpoint;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Barrier, Mutex};
 use tests::golden::{Golden, GreedyCase, golden_paths};
 use tests::session::{Session, argmax, max_abs_difference};
 
@@ -78,28 +76,6 @@ fn chunks_of_any_size_give_the_bits_of_the_whole_prompt() {
                 }
                 let same = whole.iter().zip(&last).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(same, "{} {} chunks of {chunk_len}", model.name, backend.name());
-            }
-        }
-    }
-}
-
-#[test]
-fn many_ranks_give_the_logits_of_one() {
-    for model in golden_models().iter().filter(|model| model.is_local) {
-        let prompt = &longest_prompt(&model.golden)[..20];
-        let mut session = Session::new(&Backend::Reference, &model.checkpoint, 1, LEN_MAX);
-        let alone = session.step(&[(0, prompt)]).remove(0);
-        for world_size in [2, 4] {
-            // Four ranks share the two kv heads in pairs. A block format may not allow the cut.
-            let cut = model.checkpoint.config.intermediate_size / world_size;
-            if model.golden.is_gguf() && !cut.is_multiple_of(model.block_len) {
-                assert_eq!(model.block_len, 256, "{}", model.name);
-                continue;
-            }
-            let shared = run_ranks(&model.checkpoint, world_size, prompt);
-            for logits in shared {
-                let difference = max_abs_difference(&alone, &logits);
-                assert!(difference < 1e-4, "{} ranks {world_size}: {difference}", model.name);
             }
         }
     }
@@ -226,8 +202,6 @@ struct GoldenModel {
     golden: Golden,
     /// Copied into this repository: the tests that cost more run on these alone.
     is_local: bool,
-    /// Of the MLP's last projection.
-    block_len: usize,
 }
 
 fn golden_models() -> Vec<GoldenModel> {
@@ -264,17 +238,12 @@ fn new_config_style(models: &Path) -> GoldenModel {
 impl GoldenModel {
     fn new(path: &Path, named_by: &Path, golden: Golden) -> GoldenModel {
         let checkpoint = Checkpoint::open(path).unwrap();
-        let config = &checkpoint.config;
-        let name = "model.layers.0.mlp.down_proj.weight";
-        let shape = [config.hidden_size, config.intermediate_size];
-        let block_len = checkpoint.weights.take(name, &shape).unwrap().dtype.block_len();
         let data: PathBuf = tests::data_dir();
         GoldenModel {
             name: named_by.file_name().unwrap().to_string_lossy().into_owned(),
             is_local: named_by.starts_with(data),
             checkpoint,
             golden,
-            block_len,
         }
     }
 }
@@ -304,60 +273,5 @@ impl Tolerances for Golden {
             .into_iter()
             .flat_map(|case| self.tensor(&case.last_logits.unwrap()).unwrap());
         LOGITS_TOLERANCE_Q8 * largest.fold(0.0, |max, x| x.abs().max(max))
-    }
-}
-
-/// The logits of every rank of a group of threads.
-fn run_ranks(checkpoint: &Checkpoint, world_size: usize, prompt: &[u32]) -> Vec<Vec<f32>> {
-    let group = Arc::new(Group {
-        sums: Mutex::new(vec![Vec::new(); world_size]),
-        barrier: Barrier::new(world_size),
-    });
-    std::thread::scope(|scope| {
-        let ranks: Vec<_> = (0..world_size)
-            .map(|rank| {
-                let link = Box::new(Link { group: group.clone(), rank, world_size });
-                scope.spawn(move || {
-                    let backend = Backend::Reference;
-                    let mut session = Session::new_sharded(&backend, checkpoint, 1, LEN_MAX, link);
-                    session.step(&[(0, prompt)]).remove(0)
-                })
-            })
-            .collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
-}
-
-/// What the ranks add up, and where they meet.
-struct Group {
-    sums: Mutex<Vec<Vec<f32>>>,
-    barrier: Barrier,
-}
-
-struct Link {
-    group: Arc<Group>,
-    rank: usize,
-    world_size: usize,
-}
-
-impl Communicator for Link {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
-    fn world_size(&self) -> usize {
-        self.world_size
-    }
-
-    fn all_reduce_sum(&mut self, x: &mut Tensor) -> Result<(), KernelError> {
-        self.group.sums.lock().unwrap()[self.rank] = x.f32().to_vec();
-        self.group.barrier.wait();
-        let parts = self.group.sums.lock().unwrap().clone();
-        for (i, x) in x.f32_mut().iter_mut().enumerate() {
-            *x = parts.iter().map(|part| part[i]).sum();
-        }
-        // Nobody may write the next part before all have read this one.
-        self.group.barrier.wait();
-        Ok(())
     }
 }

@@ -116,7 +116,9 @@ impl Coverage {
         assert!(self.counts().iter().all(|count| *count > 50), "something is too rare: {self:?}");
         let of_overlap = self.counts_of_overlap();
         match overlap {
-            Overlap::Disabled => assert_eq!(of_overlap, [0; 3], "the plain loop plans nothing ahead"),
+            Overlap::Disabled => {
+                assert_eq!(of_overlap, [0; 3], "the plain loop plans nothing ahead")
+            }
             Overlap::Enabled => {
                 assert!(of_overlap.iter().all(|count| *count > 50), "too rare: {self:?}");
             }

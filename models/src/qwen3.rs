@@ -9,9 +9,7 @@ use crate::layers::scratch::Scratch;
 use crate::weights::loader::Loader;
 use crate::{ForwardBatch, ForwardContext, LoadError, Model, ModelConfig};
 use kernels::ops::qkv_rope_write::{HeadNorm, Heads, Positions};
-use kernels::ops::{
-    RopeTable, Table, add_assign, attention, embedding, qkv_rope_write, silu_mul,
-};
+use kernels::ops::{RopeTable, Table, add_assign, attention, embedding, qkv_rope_write, silu_mul};
 use kernels::{Indices, KernelError, Tensor};
 use std::cell::RefCell;
 

@@ -4,9 +4,12 @@ mod clients;
 mod cuda_toolchain;
 mod floor;
 mod fuzz;
+mod mpi;
+mod kernel_report;
 mod process;
 mod soak;
 mod test;
+mod virtual_gpu;
 
 use clap::{Parser, Subcommand};
 
@@ -23,23 +26,32 @@ enum Chore {
     Test,
     /// Install nvcc into a cache folder, where the build finds it; print the folder
     CudaToolchain,
+    /// Write what is known of the GPU kernels without a GPU to kernels/REPORT.md, or check it
+    KernelReport(kernel_report::Args),
     /// Talk to a running server with the published client SDKs (part of `test`)
     Clients,
     /// Fuzz the parsers of outside data: checkpoint headers and request bodies
     Fuzz(fuzz::Args),
+    /// Serve one model with two processes under mpirun, and lose one of them
+    Mpi,
     /// Load a server with clients that partly drop mid-stream; check blocks, memory and answers
     Soak(soak::Args),
     /// Compare speed with llama.cpp's server on the same file, in turns
     Floor(floor::Args),
+    /// Build the Virtual GPU, on which CUDA code runs without a GPU, and say how to use it
+    VirtualGpu(virtual_gpu::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().chore {
         Chore::Test => test::run(),
         Chore::CudaToolchain => cuda_toolchain::run(),
+        Chore::KernelReport(args) => kernel_report::run(&args),
         Chore::Clients => clients::run(),
         Chore::Fuzz(args) => fuzz::run(&args),
+        Chore::Mpi => mpi::run(),
         Chore::Soak(args) => soak::run(&args),
         Chore::Floor(args) => floor::run(&args),
+        Chore::VirtualGpu(args) => virtual_gpu::run(&args),
     }
 }

@@ -11,8 +11,10 @@ pub mod layers;
 mod tests;
 
 use crate::hub::{Access, HubConfig, HubOptions};
+use crate::ranks::CudaGraphs;
 use args::{BenchArgs, ChatArgs, Cli, CommandArgs, HubArgs, ServeArgs};
 use clap::FromArgMatches;
+use kernels::device::cuda;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -89,6 +91,13 @@ pub struct ComputeConfig {
     /// `None`: one for each core this process may use.
     pub threads: Option<usize>,
     pub cpu_pin: CpuPin,
+    /// Ranks that share the model out.
+    pub tensor_parallel: usize,
+    /// Of a GPU's free memory.
+    pub gpu_memory_fraction: f64,
+    pub cuda_graphs: CudaGraphs,
+    /// `None`: a rank that stands still is waited for.
+    pub stall_time_max: Option<Duration>,
 }
 
 #[derive(Debug, Clone)]
@@ -242,6 +251,15 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
             device: args.device,
             threads: args.threads,
             cpu_pin: args.cpu_pin,
+            tensor_parallel: args.tensor_parallel_size,
+            gpu_memory_fraction: args.kv_memory_fraction,
+            cuda_graphs: match args.enforce_eager {
+                true => CudaGraphs::Off,
+                false => CudaGraphs::On,
+            },
+            stall_time_max: Some(args.stall_timeout)
+                .filter(|&seconds| seconds > 0)
+                .map(Duration::from_secs),
         },
         cache: CacheConfig {
             block_size: args.block_size.tokens(),
@@ -269,22 +287,22 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
 
 fn check_device(args: &ServeArgs) -> Result<(), ConfigError> {
     if args.device == DeviceChoice::Cuda {
-        return Err(flag_error(
-            "--device",
-            "cuda is not available: this build holds no CUDA kernels; allowed: auto, cpu, reference"
-                .into(),
-        ));
-    }
-    if args.tensor_parallel_size != 1 {
-        return Err(flag_error(
-            "--tensor-parallel-size",
-            format!(
-                "{} ranks were asked for, but only 1 runs today: the CPU is one device; allowed: 1",
-                args.tensor_parallel_size
-            ),
-        ));
+        return cuda_obstacle().map_or(Ok(()), |obstacle| {
+            let message = format!(
+                "cuda is not available: {obstacle}; allowed here: auto, cpu, reference"
+            );
+            Err(flag_error("--device", message))
+        });
     }
     Ok(())
+}
+
+/// Why no model can be served on a GPU here.
+pub fn cuda_obstacle() -> Option<&'static str> {
+    if !cuda::images::has_kernels() {
+        return Some("this build holds no CUDA kernels");
+    }
+    (cuda::device_count() == 0).then_some("no NVIDIA driver with a GPU was found")
 }
 
 fn check_api_keys(typed: Vec<String>, file: Option<&Path>) -> Result<Vec<String>, ConfigError> {

@@ -10,11 +10,22 @@ pub fn cores() -> usize {
 /// The numbers of all cores, when this process may use every core of the machine without a quota;
 /// else `None`.
 pub fn all_cores() -> Option<Vec<usize>> {
+    unbound_cores().filter(|online| online.len() == cores())
+}
+
+/// Whether this process is bound to some of the machine's cores, as launchers of several processes
+/// do. Not so where it is not known.
+pub fn is_bound_to_cores() -> bool {
+    cfg!(target_os = "linux") && unbound_cores().is_none()
+}
+
+/// All cores of the machine, if this process may run on every one.
+fn unbound_cores() -> Option<Vec<usize>> {
     let status = read_to_string("/proc/self/status").ok()?;
     let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:"))?;
     let online = read_to_string("/sys/devices/system/cpu/online").ok()?;
     let (allowed, online) = (parse_list(allowed)?, parse_list(&online)?);
-    (online.iter().all(|core| allowed.contains(core)) && online.len() == cores()).then_some(online)
+    online.iter().all(|core| allowed.contains(core)).then_some(online)
 }
 
 /// Bytes that can be had without swapping, within the limit of a container; `None` where it is not

@@ -1,8 +1,9 @@
 //! The program `monsoon`: reads what was asked for, runs it, and alone picks the exit code: 0 done,
 //! 1 failed while running, 2 the operator must act (a flag, a file, a model).
 
+use server::commands::serve::processes::{self, Place};
 use server::commands::{CommandError, StartupError, bench, chat, doctor, pull, serve};
-use server::config::{self, Command, ConfigError, Environment};
+use server::config::{self, Command, ConfigError, Environment, ServeConfig};
 use std::process::ExitCode;
 
 const EXIT_FAILED: u8 = 1;
@@ -22,13 +23,29 @@ fn run(env: &Environment) -> anyhow::Result<()> {
     let command = config::parse(std::env::args_os(), env);
     let command = command.map_err(|error| CommandError::Startup(error.into()))?;
     match command {
-        Command::Serve(config) => run_async(serve::run(*config))?,
+        Command::Serve(config) => run_serve(*config, env)?,
         Command::Chat(config) => run_async(chat::run(config))?,
         Command::Bench(config) => run_async(bench::run(*config))?,
         Command::Pull(config) => pull::run(config)?,
         Command::Doctor(config) => doctor::run(config, env)?,
     }
     Ok(())
+}
+
+/// One process of several, or the only one.
+fn run_serve(config: ServeConfig, env: &Environment) -> anyhow::Result<()> {
+    let joined = processes::join(&config, env).map_err(CommandError::Startup);
+    let (membership, place) = joined?;
+    let result = match place {
+        Place::Alone => run_async(serve::run(config, None)),
+        Place::Leader(others) => run_async(serve::run(config, Some(others))),
+        Place::Follower(others) => run_async(serve::follow::run(config, others)),
+    };
+    match result {
+        Ok(()) => membership.leave(),
+        Err(_) => membership.abandon(),
+    }
+    result
 }
 
 fn run_async(work: impl Future<Output = Result<(), CommandError>>) -> anyhow::Result<()> {

@@ -219,9 +219,10 @@ impl Runner for FakeRunner {
         let chunks = plan.chunks.iter().map(|chunk| self.compute(chunk)).collect();
         let output = StepOutput { chunks };
         self.last_step.remember(&plan, &output);
-        let positions = plan.chunks.iter().filter_map(|chunk| {
-            chunk.sample.as_ref().map(|step| (chunk.sequence, step.position))
-        });
+        let positions = plan
+            .chunks
+            .iter()
+            .filter_map(|chunk| chunk.sample.as_ref().map(|step| (chunk.sequence, step.position)));
         self.last_positions = positions.collect();
         Ok(output)
     }

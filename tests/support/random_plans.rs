@@ -6,7 +6,8 @@ use crate::serving::{Limits, Outcome};
 use models::TokenId;
 use server::engine::plan::PromptScore;
 use server::engine::{
-    BlockId, Chunk, ChunkInput, FinishReason, Plan, Request, Runner, SampleStep, SequenceId, StepOutput,
+    BlockId, Chunk, ChunkInput, FinishReason, Plan, Request, Runner, SampleStep, SequenceId,
+    StepOutput,
 };
 use std::sync::Arc;
 

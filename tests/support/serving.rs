@@ -3,11 +3,11 @@
 use crate::random::Random;
 use kernels::device::cpu::{CpuDevice, Isa};
 use kernels::{Backend, DType};
-use models::{Checkpoint, ShardSpec, TokenId, load_model};
+use models::{Checkpoint, TokenId, load_model};
 use server::engine::{
     CacheSalt, Event, FinishReason, Request, SampledToken, SamplingParams, TokenLogprobs,
 };
-use server::ranks::{RankConfig, RankGroup};
+use server::ranks::{CudaGraphs, RankConfig, RankGroup};
 use std::path::{Path, PathBuf};
 
 /// Ids that the tokenizer of the tiny checkpoints knows; the embedding has more rows.
@@ -46,21 +46,35 @@ pub fn start_group(
     limits: Limits,
     sampleable_vocab: usize,
 ) -> RankGroup {
-    let is_reference = matches!(backend, Backend::Reference);
-    let config = RankConfig {
+    start_ranks(std::slice::from_ref(backend), path, limits, sampleable_vocab)
+}
+
+/// As `start_group` with a rank on each of `backends`.
+pub fn start_ranks(
+    backends: &[Backend],
+    path: &Path,
+    limits: Limits,
+    sampleable_vocab: usize,
+) -> RankGroup {
+    let config = |backend: &Backend| RankConfig {
         backend: backend.clone(),
         num_blocks: limits.num_blocks,
         block_size: limits.block_size,
-        kv_dtype: if is_reference { DType::F32 } else { DType::F16 },
+        kv_dtype: match backend {
+            Backend::Reference => DType::F32,
+            _ => DType::F16,
+        },
         max_num_seqs: limits.max_num_seqs,
         max_num_batched_tokens: limits.max_num_batched_tokens,
         pin_core: None,
         sampleable_vocab,
+        max_model_len: MODEL_LEN_MAX,
+        cuda_graphs: CudaGraphs::On,
+        stall_time_max: None,
     };
-    let (backend, path) = (backend.clone(), path.to_path_buf());
-    RankGroup::start(config, move || {
-        let checkpoint = Checkpoint::open(&path)?;
-        load_model(&backend, &checkpoint, ShardSpec::SOLO, MODEL_LEN_MAX)
+    let checkpoint = Checkpoint::open(path).unwrap();
+    RankGroup::start_local(backends.iter().map(config).collect(), move |backend, spec| {
+        load_model(backend, &checkpoint, spec, MODEL_LEN_MAX)
     })
     .unwrap()
 }

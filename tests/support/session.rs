@@ -3,8 +3,8 @@
 use kernels::comm::Communicator;
 use kernels::comm::solo::Solo;
 use kernels::{Backend, DType, Tensor};
-use models::weights::shard::shard_sizes;
 use models::batch::{StepShape, StepUpload};
+use models::weights::shard::num_kv_heads;
 use models::{Checkpoint, ForwardBatch, ForwardContext, KvCache, Model, ShardSpec, load_model};
 
 const BLOCK_SIZE: usize = 16;
@@ -41,7 +41,7 @@ impl Session {
     ) -> Session {
         let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
         let model = load_model(backend, checkpoint, spec, len_max).unwrap();
-        let num_kv_heads = shard_sizes(model.config(), spec).unwrap().num_kv_heads;
+        let num_kv_heads = num_kv_heads(model.config(), spec).unwrap();
         let blocks_each = len_max.div_ceil(BLOCK_SIZE);
         let num_blocks = num_seqs * blocks_each;
         let dtype = match backend {

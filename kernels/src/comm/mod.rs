@@ -1,6 +1,11 @@
 //! How ranks add up their parts.
 
 pub mod solo;
+pub mod local;
+pub mod messages;
+pub mod nccl;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 
 use crate::{KernelError, Tensor};
 

@@ -5,7 +5,8 @@
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -29,6 +30,7 @@ struct Shared {
     panicked: AtomicBool,
     stop: AtomicBool,
     parked: AtomicUsize,
+    progress: Arc<AtomicU64>,
 }
 
 // SAFETY: `job` is written only by the thread that holds `ThreadPool::turn`, while `open` is 0 and
@@ -60,6 +62,7 @@ impl ThreadPool {
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             parked: AtomicUsize::new(0),
+            progress: Arc::default(),
         });
         let workers = (1..num_threads)
             .map(|i| {
@@ -82,12 +85,20 @@ impl ThreadPool {
         self.workers.len() + 1
     }
 
+    /// Grows with every task begun: whoever watches the device sees from it that it is alive.
+    pub fn progress(&self) -> &Arc<AtomicU64> {
+        &self.shared.progress
+    }
+
     /// Calls `task(i)` once for each i in 0..num_tasks, on all threads, and returns when all are
     /// done. Which thread runs a task is not fixed, so a task's result must not depend on it.
     /// Panics if a task panicked.
     pub fn run(&self, num_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         if num_tasks <= 1 || self.workers.is_empty() {
-            (0..num_tasks).for_each(task);
+            for i in 0..num_tasks {
+                self.shared.progress.fetch_add(1, Relaxed);
+                task(i);
+            }
             return;
         }
         let mut turn = self.turn.lock().expect("a task panicked before");
@@ -213,6 +224,7 @@ fn claim_tasks(shared: &Shared, task: &(dyn Fn(usize) + Sync)) {
         if i >= num_tasks {
             return;
         }
+        shared.progress.fetch_add(1, Relaxed);
         if catch_unwind(AssertUnwindSafe(|| task(i))).is_err() {
             shared.panicked.store(true, SeqCst);
         }

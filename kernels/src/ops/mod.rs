@@ -7,8 +7,10 @@ pub mod embedding;
 pub mod gather_rows;
 pub mod kv_write;
 pub mod linear;
+pub mod qkv_rope_write;
 pub mod rms_norm;
 pub mod rope;
+pub mod sampling;
 pub mod silu_mul;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -19,16 +21,53 @@ pub use dequantize::dequantize;
 pub use embedding::{Table, embedding};
 pub use gather_rows::gather_rows;
 pub use kv_write::kv_write;
-pub use linear::{Weight, linear, linear_many};
-pub use rms_norm::rms_norm;
+pub use linear::{Weight, linear, linear_add, linear_many};
+pub use qkv_rope_write::qkv_rope_write;
+pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rope::{RopeTable, rope};
 pub use silu_mul::silu_mul;
 
+use crate::device::cuda::{CudaDevice, KernelSpec};
 use crate::{Backend, DType, KernelError, Tensor};
+
+/// Every CUDA kernel of every op, as the host launches it.
+pub fn cuda_kernels() -> impl Iterator<Item = &'static KernelSpec> {
+    let tables = [
+        add::cuda::KERNELS,
+        attention::cuda::KERNELS,
+        embedding::cuda::KERNELS,
+        gather_rows::cuda::KERNELS,
+        linear::cuda::KERNELS,
+        qkv_rope_write::cuda::KERNELS,
+        rms_norm::cuda::KERNELS,
+        sampling::cuda::KERNELS,
+        silu_mul::cuda::KERNELS,
+    ];
+    tables.into_iter().flatten()
+}
+
+/// Loads every kernel and makes the memory that ops share, since neither can be done while a step is
+/// recorded.
+///
+/// Errors: `Device`, `OutOfMemory`.
+pub fn prepare_all(device: &CudaDevice) -> Result<(), KernelError> {
+    cuda_kernels().try_for_each(|kernel| device.prepare(kernel, 0))?;
+    device.workspace()?;
+    device.scratch().map(|_| ())
+}
 
 /// The answer of an op that a backend does without.
 fn not_on(op: &'static str, backend: &Backend) -> KernelError {
     KernelError::Backend { op, backend: backend.name() }
+}
+
+/// Rows of a tensor that go with `indices`: as many, and on a GPU any number from there on, for a
+/// recorded step has padding behind its rows.
+fn rows_for(backend: &Backend, indices: &[u32], tensor: &Tensor) -> usize {
+    match backend {
+        Backend::Cuda(_) => tensor.rows().max(indices.len()),
+        Backend::Reference | Backend::Cpu(_) => indices.len(),
+    }
 }
 
 /// The check every contract makes: `tensor` has `dtype` and exactly `shape`.

@@ -2,9 +2,9 @@
 
 use super::norm::RmsNorm;
 use super::scratch::Scratch;
-use crate::LoadError;
 use crate::weights::loader::Loader;
 use crate::weights::shard::Split;
+use crate::{LoadError, ModelConfig};
 use kernels::ops::{Table, Weight, gather_rows, linear};
 use kernels::{Backend, Indices, KernelError, Tensor};
 
@@ -14,6 +14,11 @@ const HEAD: &str = "lm_head.weight";
 /// The embedding table, whole on every rank: it is read where it lies and costs no memory.
 pub fn load_embedding(loader: &mut Loader) -> Result<Table, LoadError> {
     loader.table(EMBEDDING, [loader.config.vocab_size, loader.config.hidden_size])
+}
+
+/// The tensor that the output head is made from.
+pub fn head_name(config: &ModelConfig) -> &'static str {
+    if config.tie_word_embeddings { EMBEDDING } else { HEAD }
 }
 
 /// The final norm and the output head, whole on every rank: each computes all logits itself, so
@@ -27,10 +32,9 @@ impl Head {
     /// A tied head is a second form of the embedding's bytes.
     pub fn load(loader: &mut Loader) -> Result<Head, LoadError> {
         let shape = [loader.config.vocab_size, loader.config.hidden_size];
-        let name = if loader.config.tie_word_embeddings { EMBEDDING } else { HEAD };
         Ok(Head {
             norm: RmsNorm::load(loader, "model.norm", shape[1])?,
-            weight: loader.weight(name, shape, Split::Whole)?,
+            weight: loader.weight(head_name(loader.config), shape, Split::Whole)?,
         })
     }
 

@@ -31,9 +31,10 @@ impl Linear {
     ) -> Result<Linear, LoadError> {
         let mut linear = Self::load(loader, name, shape, split)?;
         // The results of ranks that share out the input features are summed: one adds the bias.
-        let bias_split = if split == Split::InFeatures { Split::Whole } else { split };
+        let is_summed = matches!(split, Split::InFeatures | Split::InUnits { .. });
+        let bias_split = if is_summed { Split::Whole } else { split };
         let bias = loader.vector(&format!("{name}.bias"), shape[0], bias_split)?;
-        if split != Split::InFeatures || loader.spec.rank == 0 {
+        if !is_summed || loader.spec.rank == 0 {
             linear.bias = Some(bias);
         }
         Ok(linear)

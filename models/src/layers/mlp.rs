@@ -17,11 +17,13 @@ impl Mlp {
     /// `name`: as "model.layers.0.mlp".
     pub fn load(loader: &mut Loader, name: &str) -> Result<Mlp, LoadError> {
         let (hidden, inner) = (loader.config.hidden_size, loader.config.intermediate_size);
+        let unit = loader.sizes.inner_unit;
+        let (first, last) = (Split::OutUnits { unit }, Split::InUnits { unit });
         let part = |part: &str| format!("{name}.{part}");
         Ok(Mlp {
-            gate: Linear::load(loader, &part("gate_proj"), [inner, hidden], Split::OutFeatures)?,
-            up: Linear::load(loader, &part("up_proj"), [inner, hidden], Split::OutFeatures)?,
-            down: Linear::load(loader, &part("down_proj"), [hidden, inner], Split::InFeatures)?,
+            gate: Linear::load(loader, &part("gate_proj"), [inner, hidden], first)?,
+            up: Linear::load(loader, &part("up_proj"), [inner, hidden], first)?,
+            down: Linear::load(loader, &part("down_proj"), [hidden, inner], last)?,
         })
     }
 

@@ -26,7 +26,7 @@ impl<'a> Loader<'a> {
         weights: &'a Weights,
         spec: ShardSpec,
     ) -> Result<Loader<'a>, LoadError> {
-        let sizes = shard::shard_sizes(config, spec)?;
+        let sizes = shard::shard_sizes(config, spec, inner_block_len(config, weights))?;
         Ok(Loader { backend, config, spec, sizes, weights, taken: BTreeSet::new() })
     }
 
@@ -37,14 +37,14 @@ impl<'a> Loader<'a> {
         shape: [usize; 2],
         split: Split,
     ) -> Result<Weight, LoadError> {
-        let tensor = shard::slice(name, self.take(name, &shape)?, split, self.spec)?;
+        let tensor = shard::slice(self.take(name, &shape)?, split, self.spec)?;
         let StoredTensor { dtype, shape, bytes } = tensor;
         Ok(Weight::load(self.backend, dtype, shape[0], shape[1], bytes)?)
     }
 
     /// A norm or a bias, widened to F32.
     pub fn vector(&mut self, name: &str, len: usize, split: Split) -> Result<Tensor, LoadError> {
-        let tensor = shard::slice(name, self.take(name, &[len])?, split, self.spec)?;
+        let tensor = shard::slice(self.take(name, &[len])?, split, self.spec)?;
         let mut values = vec![0.0; tensor.shape.iter().product()];
         dequantize(tensor.dtype, &tensor.bytes, &mut values)?;
         Ok(Tensor::from_f32_on(self.backend, &tensor.shape, &values)?)
@@ -84,6 +84,15 @@ impl<'a> Loader<'a> {
         self.taken.insert(name.to_string());
         self.weights.take(name, shape)
     }
+}
+
+/// Features that the last projection of an MLP stores together, at the most over all layers. A
+/// tensor that is missing is missed when it is taken.
+fn inner_block_len(config: &ModelConfig, weights: &Weights) -> usize {
+    let names =
+        (0..config.num_layers).map(|layer| format!("model.layers.{layer}.mlp.down_proj.weight"));
+    let tensors = names.filter_map(|name| weights.get(&name));
+    tensors.map(|tensor| tensor.dtype.block_len()).max().unwrap_or(1)
 }
 
 #[cfg(test)]

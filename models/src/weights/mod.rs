@@ -10,6 +10,7 @@ pub mod mmap;
 mod tests;
 
 use crate::config::{self, GenerationDefaults, ModelConfig};
+use crate::layers::embedding::head_name;
 use crate::{ChatTemplateSource, LoadError, TokenId, TokenizerSource};
 use bytes::Bytes;
 use gguf::GgufFile;
@@ -47,6 +48,13 @@ impl Checkpoint {
             Some(file) => Self::open_gguf(&file),
             None => Err(LoadError::invalid(path, "neither config.json nor a single .gguf file")),
         }
+    }
+
+    /// Bytes of the output head, which every rank holds whole; 0 if it is missing, which loading
+    /// reports.
+    pub fn head_bytes(&self) -> u64 {
+        let name = head_name(&self.config);
+        self.weights.get(name).map_or(0, |tensor| tensor.bytes.len() as u64)
     }
 
     fn open_folder(folder: &Path) -> Result<Checkpoint, LoadError> {

@@ -27,6 +27,8 @@ pub enum CommandError {
     HttpStopped,
     #[error("stopped at once by a second signal, {running} requests were cut")]
     Interrupted { running: usize },
+    #[error("stopped before the processes of the other ranks could be told")]
+    StoppedEarly,
     #[error(transparent)]
     Client(#[from] http_client::ClientError),
     #[error("{failed} of {sent} requests failed")]
@@ -54,6 +56,27 @@ pub enum StartupError {
     Memory(#[from] serve::memory::MemoryError),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{variable} says that a launcher started {size} processes, but this build of monsoon knows \
+         no MPI; build it with --features mpi, or start one process"
+    )]
+    NoMpi { variable: &'static str, size: String },
+    #[error(
+        "--tensor-parallel-size: {asked} ranks were asked for, but the launcher started {started} \
+         processes, one for each rank; make them equal"
+    )]
+    ProcessCount { asked: usize, started: usize },
+    /// A GPU cannot be opened or asked.
+    #[error("--device: {0}")]
+    Device(kernels::KernelError),
+    #[error("MPI: {reason}")]
+    Mpi { reason: String },
     #[error("loading the model failed without a reason; a message above tells more")]
     LoaderPanicked,
+}
+
+impl StartupError {
+    fn watch_thread(source: std::io::Error) -> StartupError {
+        StartupError::Io { path: "thread that watches the other processes".into(), source }
+    }
 }

@@ -1,7 +1,10 @@
 //! `monsoon serve`: binds the port first, answers 503 while the model loads, then serves until a
 //! signal or until the device is lost.
 
+pub mod processes;
 pub mod load;
+pub mod device;
+pub mod follow;
 pub mod memory;
 pub mod summary;
 
@@ -10,6 +13,7 @@ use crate::config::{LogConfig, LogFormat, LogLevel, ServeConfig};
 use crate::engine::{EngineHandle, RunnerError};
 use crate::http::{self, AppState, Drained, HttpConfig};
 use load::Loaded;
+use processes::Others;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -20,10 +24,14 @@ use tokio::task::JoinHandle;
 /// Answers about a lost device get so long to reach their clients.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// An engine without requests ends at once; a request that was cut has one more step.
+const ENGINE_END_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Serves until SIGTERM or SIGINT, then lets running requests end. A second signal ends at once.
+/// `others`: the processes of the other ranks, if there are any.
 ///
 /// Errors: whatever keeps the server from starting; a lost device; a second signal.
-pub async fn run(config: ServeConfig) -> Result<(), CommandError> {
+pub async fn run(config: ServeConfig, others: Option<Others>) -> Result<(), CommandError> {
     let start = Instant::now();
     start_logging(&config.log);
     let mut signals = Signals::new()
@@ -36,13 +44,18 @@ pub async fn run(config: ServeConfig) -> Result<(), CommandError> {
             // An error means that the sender is gone, which also ends serving.
             let _ = stopped.await;
         }));
+    let is_leader = others.is_some();
     let loaded = tokio::select! {
-        loaded = load_on_thread(config.clone()) => loaded?,
-        // Nothing runs yet, so there is nothing to wait for.
-        () = signals.next() => return Ok(()),
+        loaded = load_on_thread(config.clone(), others) => loaded?,
+        () = signals.next() => match is_leader {
+            // The other processes may be anywhere in their start.
+            true => return Err(CommandError::StoppedEarly),
+            // Nothing runs yet, so there is nothing to wait for.
+            false => return Ok(()),
+        },
     };
     let text = summary::summary(&config, &loaded, address, start.elapsed());
-    let Loaded { serving, engine_thread, .. } = loaded;
+    let Loaded { serving, engine_thread, lost, .. } = loaded;
     let engine = serving.engine.clone();
     state.set_serving(serving);
     // A closed standard output is no reason to stop serving.
@@ -57,15 +70,28 @@ pub async fn run(config: ServeConfig) -> Result<(), CommandError> {
             let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, http).await;
             return Ok(ended.expect("the watching thread always answers")?);
         }
+        Ok(error) = lost => {
+            // A step under way finds it out too, and then the engine answers its clients.
+            let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, &mut engine_end).await;
+            let _ = stop.send(());
+            let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, http).await;
+            return Err(error.into());
+        }
     }
     tracing::info!(seconds = config.listen.drain_timeout.as_secs(), "draining");
     let _ = stop.send(());
-    drain(http, engine, &mut signals).await
+    drain(http, &engine, &mut signals).await?;
+    // The other ranks are told to end when the engine has.
+    match tokio::time::timeout(ENGINE_END_TIMEOUT, engine_end).await {
+        Ok(ended) => Ok(ended.expect("the watching thread always answers")?),
+        Err(_) if is_leader => Err(CommandError::StoppedEarly),
+        Err(_) => Ok(()),
+    }
 }
 
 async fn drain(
     http: JoinHandle<Drained>,
-    engine: EngineHandle,
+    engine: &EngineHandle,
     signals: &mut Signals,
 ) -> Result<(), CommandError> {
     tokio::select! {
@@ -106,10 +132,13 @@ fn http_config(config: &ServeConfig) -> HttpConfig {
 }
 
 /// A plain thread, not one of the async runtime's: the process may end while it still works.
-async fn load_on_thread(config: ServeConfig) -> Result<Loaded, StartupError> {
+async fn load_on_thread(
+    config: ServeConfig,
+    others: Option<Others>,
+) -> Result<Loaded, StartupError> {
     let (sender, receiver) = oneshot::channel();
     let work = move || {
-        let _ = sender.send(load::load(&config));
+        let _ = sender.send(load::load(&config, others));
     };
     std::thread::Builder::new()
         .name("loader".into())

@@ -44,7 +44,7 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes a free one and prints it
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
-    /// What computes; auto is cpu
+    /// What computes; auto is cuda where there is a GPU that this build holds kernels for, else cpu
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub device: DeviceChoice,
     /// Names the API accepts for the model, the first one is used in answers; repeat or separate by
@@ -72,13 +72,24 @@ pub struct ServeArgs {
     /// least 1 GiB, at most 4 GiB and a quarter of the free memory]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub kv_cache_memory: Option<u64>,
-    /// Number format of keys and values; auto is f16 (reference: f32)
+    /// Part of a GPU's free memory that weights, buffers, keys and values may take together
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.9, value_parser = parse_fraction)]
+    pub kv_memory_fraction: f64,
+    /// Launch every GPU kernel by itself instead of replaying recorded decode steps (CUDA graphs)
+    #[arg(long)]
+    pub enforce_eager: bool,
+    /// Seconds without progress after which a rank or device counts as lost; 0: never
+    #[arg(long, value_name = "SECONDS", default_value_t = 6)]
+    #[arg(value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub stall_timeout: u64,
+    /// Number format of keys and values; auto is f16 (reference: f32, cuda: that of the activations)
     #[arg(long, value_enum, default_value_t = KvCacheDtype::Auto)]
     pub kv_cache_dtype: KvCacheDtype,
     /// Tokens in one block of the KV cache
     #[arg(long, value_enum, value_name = "TOKENS", default_value_t = BlockSize::B16)]
     pub block_size: BlockSize,
-    /// Devices one model is split over
+    /// Ranks that one model is split over: threads of this process with an equal share of the
+    /// compute threads each, or the processes that mpirun or its like has started
     #[arg(long, visible_alias = "tensor-parallel", value_name = "RANKS")]
     #[arg(default_value_t = 1, value_parser = count(1..=1024))]
     pub tensor_parallel_size: usize,
@@ -329,6 +340,14 @@ pub fn command() -> clap::Command {
 
 fn count(range: RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(range)
+}
+
+/// A part of the whole, above 0 and at most 1.
+fn parse_fraction(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(fraction) if fraction > 0.0 && fraction <= 1.0 => Ok(fraction),
+        _ => Err("allowed: above 0 and at most 1, such as 0.9".into()),
+    }
 }
 
 fn parse_host(text: &str) -> Result<IpAddr, String> {

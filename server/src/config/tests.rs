@@ -40,7 +40,7 @@ fn wrong_values_are_refused_with_flag_and_allowed_range() {
         ("--port 70000", &["--port", "70000", "65535"][..]),
         ("--host nowhere", &["--host", "127.0.0.1"]),
         ("--device tpu", &["--device", "auto, cpu, reference, cuda"]),
-        ("--device cuda", &["--device", "no CUDA kernels"]),
+        ("--device cuda", &["--device", "cuda is not available"]),
         ("--max-num-seqs 0", &["--max-num-seqs", "1..=4096"]),
         ("--max-num-seqs 512 --max-num-batched-tokens 256", &["--max-num-batched-tokens", "512"]),
         ("--max-model-len 0", &["--max-model-len", "1..=16777216"]),
@@ -53,6 +53,8 @@ fn wrong_values_are_refused_with_flag_and_allowed_range() {
         ("--threads 1000", &["--threads", "1..=256"]),
         ("--cpu-pin maybe", &["--cpu-pin", "auto, on, off"]),
         ("--scheduling-policy random", &["--scheduling-policy", "fcfs, priority"]),
+        ("--kv-memory-fraction 1.5", &["--kv-memory-fraction", "at most 1"]),
+        ("--stall-timeout 4000", &["--stall-timeout", "0..=3600"]),
         ("--overlap maybe", &["--overlap", "auto, on, off"]),
         ("--max-waiting-requests 0", &["--max-waiting-requests", "1..=1000000"]),
         ("--max-waiting-tokens x", &["--max-waiting-tokens", "invalid digit"]),
@@ -124,6 +126,21 @@ fn command_line_wins_over_environment_over_file_over_default() {
     assert_eq!(config.cache.block_size, 32);
     assert_eq!(config.hub.access, crate::hub::Access::Offline);
     assert_eq!(config.limits.max_num_batched_tokens, 256);
+}
+
+#[test]
+fn overlap_can_be_switched_by_flag_variable_and_key() {
+    let config_file = file("overlap = 'off'\n");
+    let line = format!("--config {}", config_file.path().display());
+    let on = env(&[("MONSOON_OVERLAP", "on")]);
+    for (line, variables, expected) in [
+        ("", &env(&[]), OverlapChoice::Auto),
+        (line.as_str(), &env(&[]), OverlapChoice::Off),
+        (line.as_str(), &on, OverlapChoice::On),
+        ("--overlap off", &on, OverlapChoice::Off),
+    ] {
+        assert_eq!(serve(line, variables).expect("valid").limits.overlap, expected, "{line}");
+    }
 }
 
 #[test]

@@ -3,17 +3,18 @@
 
 use super::request::{SampledToken, SamplingParams, TokenLogprobs};
 use models::TokenId;
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SequenceId(pub u64);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BlockId(pub u32);
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Plan {
     pub step: u64,
     pub chunks: Vec<Chunk>,
@@ -26,7 +27,7 @@ impl Plan {
 }
 
 /// The tokens one sequence computes in this step.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Chunk {
     pub sequence: SequenceId,
     pub input: ChunkInput,
@@ -50,7 +51,7 @@ impl Chunk {
 }
 
 /// Which tokens a chunk computes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChunkInput {
     /// These, at least one.
     Known(Vec<TokenId>),
@@ -60,8 +61,9 @@ pub enum ChunkInput {
 }
 
 /// How to sample the token at `position`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SampleStep {
+    #[serde(with = "shared")]
     pub params: Arc<SamplingParams>,
     /// Place in the sequence of the token to sample: the number of tokens before it.
     pub position: usize,
@@ -73,7 +75,7 @@ pub struct SampleStep {
 
 /// Score `targets[i]` by the logits of the chunk's token i. There is one target fewer than tokens
 /// when the chunk ends the prompt.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PromptScore {
     pub targets: Vec<TokenId>,
     pub top: usize,
@@ -135,5 +137,24 @@ impl LastStep {
     fn token(&self, sequence: SequenceId) -> &TokenId {
         let token = self.sampled.get(&sequence);
         token.unwrap_or_else(|| panic!("the last step sampled no token for {sequence:?}"))
+    }
+}
+
+/// A shared value travels as a value of its own.
+pub(crate) mod shared {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::sync::Arc;
+
+    pub fn serialize<T: Serialize, S: Serializer>(
+        value: &Arc<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        T::serialize(value, serializer)
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(deserializer).map(Arc::new)
     }
 }

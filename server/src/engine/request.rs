@@ -1,6 +1,7 @@
 //! All that crosses the engine's border.
 
 use models::TokenId;
+use serde::{Deserialize, Serialize};
 
 /// Most alternatives a request may ask for beside each token.
 pub const TOP_LOGPROBS_MAX: usize = 20;
@@ -22,7 +23,7 @@ pub struct Request {
     pub cache_salt: CacheSalt,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
     /// At least 1, but 0 is allowed together with `prompt_logprobs`: then the prompt is only
     /// scored.

@@ -39,6 +39,9 @@ impl Overlap {
 pub enum RunnerError {
     #[error("rank {rank} failed: {reason}")]
     RankFailed { rank: usize, reason: String },
+    /// A rank hangs, and the others wait for it.
+    #[error("no rank has made progress for {seconds} s")]
+    Stalled { seconds: u64 },
     #[error("the engine panicked: {reason}")]
     EnginePanicked { reason: String },
 }

@@ -1,14 +1,20 @@
 //! `RankGroup`: the engine's `Runner` over one or more ranks.
 
+use super::leader::Leader;
 use super::link::{RankLink, Reply};
+use super::progress::{Counted, LOOK_INTERVAL, Progress, Watch};
 use super::worker::{self, RankSpec};
 use crate::engine::{PLANS_UNDER_WAY_MAX, Plan, Runner, RunnerError, StepOutput};
+use kernels::comm::Communicator;
+use kernels::comm::local::{self, Breaker};
 use kernels::comm::solo::Solo;
 use kernels::{Backend, DType};
-use models::{LoadError, Model};
+use models::{LoadError, Model, ShardSpec};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
 
 /// What a rank allocates before it serves.
 #[derive(Debug, Clone)]
@@ -18,7 +24,7 @@ pub struct RankConfig {
     pub num_blocks: usize,
     /// Tokens in a block.
     pub block_size: usize,
-    /// F32 or F16.
+    /// F32 or F16; on a GPU its activation format.
     pub kv_dtype: DType,
     /// Most chunks in a plan.
     pub max_num_seqs: usize,
@@ -28,6 +34,21 @@ pub struct RankConfig {
     pub pin_core: Option<usize>,
     /// Token ids from here on are padding of the embedding and never sampled.
     pub sampleable_vocab: usize,
+    /// Most tokens of a sequence.
+    pub max_model_len: usize,
+    /// On a GPU.
+    pub cuda_graphs: CudaGraphs,
+    /// Ranks that stand still for so long count as lost; `None`: never.
+    pub stall_time_max: Option<Duration>,
+}
+
+/// Whether decode steps are recorded once and replayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CudaGraphs {
+    #[default]
+    On,
+    /// Every kernel is launched by itself: the plain form, for checking.
+    Off,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +59,9 @@ pub enum RankStartError {
     Thread { rank: usize, source: std::io::Error },
     #[error("rank {rank} panicked while it loaded the model: {reason}")]
     Panicked { rank: usize, reason: String },
+    /// In another process.
+    #[error("the group could not start: {0}")]
+    Process(RunnerError),
 }
 
 /// All ranks of one model. Every rank gets every plan; rank 0's answer is the step's output.
@@ -54,6 +78,13 @@ pub struct RankGroup {
     outputs: VecDeque<StepOutput>,
     /// Set once, when a rank is lost; every later call answers the same.
     lost: Option<RunnerError>,
+    progress: Progress,
+    /// `None`: no limit.
+    pub(super) stall_time_max: Option<Duration>,
+    /// Of ranks that wait for each other in this process.
+    breaker: Option<Breaker>,
+    /// Of ranks in other processes.
+    leader: Option<Leader>,
 }
 
 impl RankGroup {
@@ -69,14 +100,64 @@ impl RankGroup {
         Self::start_all(vec![RankSpec { config, communicator, model: Box::new(model) }])
     }
 
+    /// Starts one rank per configuration, all in this process. `model` loads the part of each.
+    ///
+    /// Errors: as `start`.
+    pub fn start_local(
+        configs: Vec<RankConfig>,
+        model: impl Fn(&Backend, ShardSpec) -> Result<Box<dyn Model>, LoadError> + Send + Sync + 'static,
+    ) -> Result<RankGroup, RankStartError> {
+        if let [config] = &configs[..] {
+            let config = config.clone();
+            let backend = config.backend.clone();
+            return Self::start(config, move || model(&backend, ShardSpec::SOLO));
+        }
+        let (links, model) = (local::group(configs.len()), Arc::new(model));
+        let breaker = links.first().map(|link| link.breaker());
+        let specs = configs.into_iter().zip(links).map(|(config, link)| {
+            let spec = ShardSpec { rank: link.rank(), world_size: link.world_size() };
+            let (model, backend) = (model.clone(), config.backend.clone());
+            let model = Box::new(move || model(&backend, spec));
+            RankSpec { config, communicator: Box::new(link), model }
+        });
+        let mut group = Self::start_all(specs.collect())?;
+        group.breaker = breaker;
+        Ok(group)
+    }
+
+    /// Starts rank 0 of a group whose other ranks are processes of their own, once all have loaded.
+    ///
+    /// Errors: as `start`; a process was lost or could not load.
+    pub fn start_leading(
+        leader: Leader,
+        config: RankConfig,
+        communicator: Box<dyn Communicator>,
+        model: impl FnOnce() -> Result<Box<dyn Model>, LoadError> + Send + 'static,
+    ) -> Result<RankGroup, RankStartError> {
+        let spec = RankSpec { config, communicator, model: Box::new(model) };
+        Self::start_with(vec![spec], Some(leader))
+    }
+
     /// Starts one rank per spec, in rank order; all load at the same time.
     pub(super) fn start_all(specs: Vec<RankSpec>) -> Result<RankGroup, RankStartError> {
+        Self::start_with(specs, None)
+    }
+
+    fn start_with(
+        specs: Vec<RankSpec>,
+        leader: Option<Leader>,
+    ) -> Result<RankGroup, RankStartError> {
         assert!(!specs.is_empty(), "a group has at least one rank");
+        let num_others = leader.as_ref().map_or(0, Leader::num_others);
         // A rank has an answer outstanding to each plan under way and, when it ends, one failure.
-        let (reply_sender, replies) = sync_channel((PLANS_UNDER_WAY_MAX + 1) * specs.len());
+        let num_ranks = specs.len() + num_others;
+        let (reply_sender, replies) = sync_channel((PLANS_UNDER_WAY_MAX + 1) * num_ranks);
+        let stall_time_max = stall_time_max(&specs[0].config);
+        let mut progress = Progress::default();
         let mut links = Vec::with_capacity(specs.len());
         let mut started = Vec::with_capacity(specs.len());
         for (rank, spec) in specs.into_iter().enumerate() {
+            let spec = count(spec, &mut progress);
             let (started_sender, started_receiver) = sync_channel(1);
             links.push(worker::spawn(rank, spec, started_sender, reply_sender.clone())?);
             started.push(started_receiver);
@@ -87,12 +168,50 @@ impl RankGroup {
                 Err(RankStartError::Panicked { rank, reason })
             })?;
         }
-        let (num_answered, outputs) = (vec![0; links.len()], VecDeque::new());
-        Ok(RankGroup { links, replies, num_under_way: 0, num_answered, outputs, lost: None })
+        if let Some(leader) = &leader {
+            links.extend(leader.links(&mut progress, &reply_sender)?);
+        }
+        Ok(RankGroup {
+            replies,
+            num_under_way: 0,
+            num_answered: vec![0; links.len()],
+            outputs: VecDeque::new(),
+            links,
+            lost: None,
+            progress,
+            stall_time_max,
+            breaker: None,
+            leader,
+        })
+    }
+
+    /// The next answer of any rank, unless all stand still or a process is lost.
+    fn next_reply(&mut self) -> Result<Reply, RunnerError> {
+        let mut watch = Watch::new(self.progress.total(), Instant::now());
+        loop {
+            match self.replies.recv_timeout(LOOK_INTERVAL) {
+                Ok(reply) => return Ok(reply),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.failure_of(0)),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Some(error) = self.leader.as_ref().and_then(Leader::lost) {
+                return Err(error);
+            }
+            let still = watch.still(self.progress.total(), Instant::now());
+            if self.stall_time_max.is_some_and(|max| still >= max) {
+                return Err(RunnerError::Stalled { seconds: still.as_secs() });
+            }
+        }
     }
 
     fn lose(&mut self, error: RunnerError) -> RunnerError {
         self.num_under_way = 0;
+        if let Some(breaker) = &self.breaker {
+            breaker.trip("another rank is lost");
+        }
+        if let Some(leader) = &self.leader {
+            leader.fail(error.to_string());
+        }
         self.lost.get_or_insert(error).clone()
     }
 
@@ -132,18 +251,14 @@ impl Runner for RankGroup {
         }
         assert!(self.num_under_way > 0, "no plan is under way");
         while self.num_answered.contains(&0) {
-            match self.replies.recv() {
+            match self.next_reply() {
                 Ok(Reply { rank, result: Ok(step) }) => {
                     self.num_answered[rank] += 1;
                     if rank == 0 {
                         self.outputs.push_back(step);
                     }
                 }
-                Ok(Reply { result: Err(error), .. }) => return Err(self.lose(error)),
-                Err(_) => {
-                    let error = self.failure_of(0);
-                    return Err(self.lose(error));
-                }
+                Ok(Reply { result: Err(error), .. }) | Err(error) => return Err(self.lose(error)),
             }
         }
         self.num_under_way -= 1;
@@ -156,11 +271,27 @@ impl Drop for RankGroup {
     fn drop(&mut self) {
         // When one rank is lost, another may wait for it for ever; then the threads are left to the
         // end of the process.
-        let healthy = self.lost.is_none();
-        self.links.drain(..).for_each(|link| {
-            if healthy {
-                link.join()
-            }
-        });
+        let lost = self.lost.is_some() || self.leader.as_ref().is_some_and(|l| l.lost().is_some());
+        if let Some(leader) = self.leader.as_ref().filter(|_| !lost) {
+            leader.close();
+        }
+        self.links.drain(..).for_each(|link| if lost { link.abandon() } else { link.join() });
+    }
+}
+
+/// Wraps what the rank counts.
+fn count(mut spec: RankSpec, progress: &mut Progress) -> RankSpec {
+    let count = Arc::new(AtomicU64::new(0));
+    progress.add(count.clone());
+    progress.add_backend(&spec.config.backend);
+    spec.communicator = Box::new(Counted { inner: spec.communicator, count });
+    spec
+}
+
+/// The reference is for checking and counts only sums: with a large model they are far apart.
+fn stall_time_max(config: &RankConfig) -> Option<Duration> {
+    match config.backend {
+        Backend::Reference => None,
+        Backend::Cpu(_) | Backend::Cuda(_) => config.stall_time_max,
     }
 }

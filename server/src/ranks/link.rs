@@ -1,8 +1,8 @@
-//! The link to a rank: today a channel to its thread in this process.
+//! The link to a rank: a channel to its thread, or to the thread that sends to its process.
 
 use crate::engine::{PLANS_UNDER_WAY_MAX, Plan, RunnerError, StepOutput};
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 
 /// Plans that wait in a link: all that the engine has under way.
@@ -30,10 +30,20 @@ impl RankLink {
         self.plans.send(plan).is_ok()
     }
 
+    /// As `send`, without waiting: gives the plan back when the link is full.
+    pub fn try_send(&self, plan: Arc<Plan>) -> Result<(), TrySendError<Arc<Plan>>> {
+        self.plans.try_send(plan)
+    }
+
     /// Closes the link and waits until the rank has finished its step and ended.
     pub fn join(self) {
         drop(self.plans);
         // A panic of the rank was already reported as its reply.
         let _ = self.thread.join();
+    }
+
+    /// Leaves the rank to itself, without a word: it may never answer.
+    pub fn abandon(self) {
+        std::mem::forget(self.plans);
     }
 }

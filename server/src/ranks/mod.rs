@@ -1,12 +1,24 @@
-//! Computes what the engine decided, one worker thread per device.
+//! Computes what the engine decided, one worker thread per device, in this process or in others.
 
+mod cuda_runner;
+mod cuda_sampler;
+pub mod follower;
 pub mod group;
+pub mod leader;
 mod link;
 mod model_runner;
+mod peers;
+pub mod progress;
+mod rows;
 pub mod sampler;
+mod step_runner;
+mod wire;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
-pub use group::{RankConfig, RankGroup, RankStartError};
+pub use follower::Follower;
+pub use group::{CudaGraphs, RankConfig, RankGroup, RankStartError};
+pub use leader::Leader;
+pub use wire::{Room, Setup};

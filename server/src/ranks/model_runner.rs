@@ -2,27 +2,19 @@
 //! once.
 
 use super::group::RankConfig;
-use super::sampler::{RowOutput, RowTask, SampleError, Sampler};
-use crate::engine::{ChunkOutput, LastStep, Plan, SampleStep, StepOutput};
+use super::rows::{RowRef, rows_of};
+use super::sampler::{RowOutput, RowTask, Sampler};
+use super::step_runner::{StepError, StepRunner};
+use crate::engine::{ChunkOutput, LastStep, Plan, StepOutput};
 use kernels::comm::Communicator;
-use kernels::{DType, KernelError, Tensor};
-use models::weights::shard::shard_sizes;
+use kernels::{DType, Tensor};
+use models::weights::shard::num_kv_heads;
 use models::{ForwardBatch, ForwardContext, KvCache, LoadError, Model, ShardSpec};
-use std::borrow::Cow;
+use std::collections::VecDeque;
 
 /// Rows whose logits are in memory at a time: with a vocabulary of 152,000 a group takes 39 MB,
 /// whatever the plan asks for.
 const LOGIT_ROWS_MAX: usize = 64;
-
-/// Why a step could not be computed. The rank is lost: all of these are broken devices, weights or
-/// plans.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub(super) enum StepError {
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    #[error("sequence {sequence}: {source}")]
-    Sample { sequence: u64, source: SampleError },
-}
 
 pub(super) struct ModelRunner {
     model: Box<dyn Model>,
@@ -38,14 +30,24 @@ pub(super) struct ModelRunner {
     /// [LOGIT_ROWS_MAX or fewer, vocab_size]
     logits: Tensor,
     logit_rows_max: usize,
+    /// Computed and not collected.
+    outputs: VecDeque<StepOutput>,
 }
 
-/// One row of logits to compute, and whose it is.
-struct RowRef<'a> {
-    /// In `hidden`.
-    row: u32,
-    chunk: usize,
-    task: RowTask<'a>,
+impl StepRunner for ModelRunner {
+    fn launch(&mut self, plan: &Plan) -> Result<(), StepError> {
+        let output = self.run(plan)?;
+        self.outputs.push_back(output);
+        Ok(())
+    }
+
+    fn is_done(&mut self) -> Result<bool, StepError> {
+        Ok(true)
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, StepError> {
+        Ok(self.outputs.pop_front().expect("a plan is under way"))
+    }
 }
 
 impl ModelRunner {
@@ -60,10 +62,16 @@ impl ModelRunner {
         model.reserve(config.max_num_batched_tokens, logit_rows_max)?;
         let network = model.config();
         let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
-        let num_kv_heads = shard_sizes(network, spec)?.num_kv_heads;
+        let num_kv_heads = num_kv_heads(network, spec)?;
         let (num_blocks, block_size) = (config.num_blocks, config.block_size);
-        let kv_cache =
-            KvCache::new(&config.backend, network, num_kv_heads, num_blocks, block_size, config.kv_dtype)?;
+        let kv_cache = KvCache::new(
+            &config.backend,
+            network,
+            num_kv_heads,
+            num_blocks,
+            block_size,
+            config.kv_dtype,
+        )?;
         let hidden_shape = [config.max_num_batched_tokens, network.hidden_size];
         let sampleable_vocab = config.sampleable_vocab.min(network.vocab_size);
         Ok(ModelRunner {
@@ -76,6 +84,7 @@ impl ModelRunner {
             hidden: Tensor::zeros(DType::F32, &hidden_shape)?,
             logits: Tensor::zeros(DType::F32, &[logit_rows_max, network.vocab_size])?,
             logit_rows_max,
+            outputs: VecDeque::new(),
             ctx: ForwardContext { backend: config.backend.clone(), communicator, kv_cache },
             model,
         })
@@ -83,7 +92,7 @@ impl ModelRunner {
 
     /// Computes one plan. Panics on a plan beyond the configured limits, and on one that wants a
     /// token of the step before which that step did not sample.
-    pub fn run(&mut self, plan: &Plan) -> Result<StepOutput, StepError> {
+    fn run(&mut self, plan: &Plan) -> Result<StepOutput, StepError> {
         let mut output = StepOutput { chunks: vec![ChunkOutput::default(); plan.chunks.len()] };
         if !plan.chunks.is_empty() {
             self.compute(plan, &mut output.chunks)?;
@@ -144,27 +153,4 @@ impl ModelRunner {
         }
         Ok(())
     }
-}
-
-/// The rows whose logits are asked for, chunk by chunk and in order of position. `steps[i]` says how
-/// chunk i is sampled.
-fn rows_of<'a>(plan: &'a Plan, steps: &'a [Option<Cow<SampleStep>>]) -> Vec<RowRef<'a>> {
-    let mut rows = Vec::new();
-    let mut first = 0;
-    for (index, chunk) in plan.chunks.iter().enumerate() {
-        let mut push = |place: usize, task| {
-            rows.push(RowRef { row: (first + place) as u32, chunk: index, task });
-        };
-        if let Some(score) = &chunk.prompt_logprobs {
-            assert!(score.targets.len() <= chunk.num_tokens(), "more targets than tokens");
-            for (place, &target) in score.targets.iter().enumerate() {
-                push(place, RowTask::Score { target, top: score.top });
-            }
-        }
-        if let Some(step) = &steps[index] {
-            push(chunk.num_tokens() - 1, RowTask::Sample(step));
-        }
-        first += chunk.num_tokens();
-    }
-    rows
 }

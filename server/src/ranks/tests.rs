@@ -1,19 +1,24 @@
 //! The group with models whose every answer is known: token t is followed by t + 1.
 
-use super::group::{RankConfig, RankGroup, RankStartError};
+mod processes;
+
+use super::group::{CudaGraphs, RankConfig, RankGroup, RankStartError};
+use super::progress::STALL_TIME_MAX;
 use super::worker::RankSpec;
 use crate::engine::plan::PromptScore;
 use crate::engine::{
-    BlockId, Chunk, ChunkOutput, Plan, Runner, RunnerError, SampleStep, SamplingParams, SequenceId,
-    StepOutput,
+    BlockId, Chunk, ChunkInput, ChunkOutput, Plan, Runner, RunnerError, SampleStep, SamplingParams,
+    SequenceId, StepOutput,
 };
 use kernels::comm::Communicator;
 use kernels::comm::solo::Solo;
+use kernels::device::cpu::CpuDevice;
 use kernels::{Backend, DType, KernelError, Tensor};
 use models::config::{Architecture, RopeConfig};
 use models::{ForwardBatch, ForwardContext, LoadError, Model, ModelConfig, TokenId};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 const VOCAB: usize = 300;
 /// Tokens that make the model fail.
@@ -98,6 +103,49 @@ fn every_rank_computes_and_rank_0_answers() {
 }
 
 #[test]
+fn a_plan_sent_ahead_goes_on_from_what_the_one_before_samples() {
+    for world_size in [1, 2] {
+        let (seen, heard) = channel();
+        let mut group = start(&config(), vec![seen; world_size]).unwrap();
+        group.launch(&Plan { step: 0, chunks: vec![sampled(0, &[5]), sampled(1, &[50])] }).unwrap();
+        for step in 1..6 {
+            // In another order, with a prompt between them.
+            let mut chunks = vec![ahead(1, step), sampled(step as u64 + 9, &[7]), ahead(0, step)];
+            if step == 3 {
+                // The bias would repeat token 8, which the penalty prevents: if it is seen.
+                let sample = chunks[2].sample.as_mut().unwrap();
+                sample.params = Arc::new(SamplingParams {
+                    repetition_penalty: 10.0,
+                    logit_bias: vec![(TokenId(8), 6.0)],
+                    ..SamplingParams::default()
+                });
+                sample.history = [5, 6, 7].map(TokenId).to_vec();
+            }
+            group.launch(&Plan { step: step as u64, chunks }).unwrap();
+            let tokens = collect_tokens(&mut group);
+            let number = step as u32;
+            match step {
+                1 => assert_eq!(tokens, [6, 51]),
+                _ => assert_eq!(tokens, [50 + number, 8, 5 + number]),
+            }
+        }
+        assert_eq!(collect_tokens(&mut group), [56, 8, 11]);
+        drop(group);
+        assert_eq!(heard.iter().count(), 6 * world_size, "each rank computed each plan");
+    }
+}
+
+#[test]
+fn a_token_that_was_never_sampled_cannot_be_gone_on_from() {
+    let mut group = start(&config(), Vec::new()).unwrap();
+    run(&mut group, 0, vec![sampled(0, &[5])]).unwrap();
+    run(&mut group, 1, vec![sampled(1, &[5])]).unwrap();
+    let reason = "panic: the last step sampled no token for SequenceId(0)".to_string();
+    let failed = Err(RunnerError::RankFailed { rank: 0, reason });
+    assert_eq!(run(&mut group, 2, vec![ahead(0, 2)]), failed);
+}
+
+#[test]
 fn one_lost_rank_ends_the_group_while_another_waits_for_it() {
     // Rank 0 waits for a message that nobody sends, as it would in a sum over ranks.
     let (keep_waiting, wait) = channel::<()>();
@@ -111,15 +159,60 @@ fn one_lost_rank_ends_the_group_while_another_waits_for_it() {
     drop(keep_waiting);
 }
 
+#[test]
+fn a_rank_that_stands_still_is_noticed_and_one_that_is_slow_is_not() {
+    let on_cpu = || RankConfig { backend: Backend::Cpu(CpuDevice::new(1, None)), ..config() };
+    let start = |model: FakeModel| RankGroup::start(on_cpu(), || Ok(Box::new(model)));
+    let (keep_waiting, wait) = channel::<()>();
+    let waits = FakeModel { waits_for: Some(wait), ..FakeModel::new() };
+    let mut group = start(waits).unwrap();
+    assert!(group.stall_time_max.is_some_and(|max| max < Duration::from_secs(8)));
+    group.stall_time_max = Some(Duration::from_secs(1));
+    let begin = Instant::now();
+    let stalled = Err(RunnerError::Stalled { seconds: 1 });
+    assert_eq!(run(&mut group, 0, vec![chunk(0, &[1])]), stalled);
+    assert!(begin.elapsed() >= Duration::from_secs(1));
+    assert_eq!(group.collect(), stalled);
+    drop(keep_waiting);
+
+    let slow = FakeModel { tasks_of_100_ms: 25, ..FakeModel::new() };
+    let mut group = start(slow).unwrap();
+    group.stall_time_max = Some(Duration::from_secs(1));
+    assert!(run(&mut group, 0, vec![chunk(0, &[1])]).is_ok());
+}
+
+#[test]
+fn ranks_of_one_process_add_up_and_end_with_the_one_that_fails() {
+    let configs = vec![config(); 3];
+    let mut group = RankGroup::start_local(configs, |_, spec| {
+        let fails = spec.rank == 2;
+        Ok(Box::new(FakeModel { adds: true, fails, ..FakeModel::new() }))
+    })
+    .unwrap();
+    // The sum over three ranks of token 5, which is then followed by 16.
+    let output = run(&mut group, 0, vec![sampled(0, &[5])]).unwrap();
+    assert_eq!(output.chunks[0].sampled.as_ref().unwrap().token, TokenId(16));
+    let begin = Instant::now();
+    let reason = format!("device lost: token {ERROR}");
+    let failed = Err(RunnerError::RankFailed { rank: 2, reason });
+    assert_eq!(run(&mut group, 1, vec![chunk(0, &[ERROR])]), failed);
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
 fn run(group: &mut RankGroup, step: u64, chunks: Vec<Chunk>) -> Result<StepOutput, RunnerError> {
     group.launch(&Plan { step, chunks })?;
     group.collect()
 }
 
+fn collect_tokens(group: &mut RankGroup) -> Vec<u32> {
+    let chunks = group.collect().unwrap().chunks;
+    chunks.iter().map(|chunk| chunk.sampled.as_ref().unwrap().token.0).collect()
+}
+
 fn chunk(sequence: u64, token_ids: &[u32]) -> Chunk {
     Chunk {
         sequence: SequenceId(sequence),
-        token_ids: token_ids.iter().map(|&t| TokenId(t)).collect(),
+        input: ChunkInput::Known(token_ids.iter().map(|&t| TokenId(t)).collect()),
         start: 0,
         block_table: vec![BlockId(0)],
         sample: None,
@@ -134,6 +227,14 @@ fn sampled(sequence: u64, token_ids: &[u32]) -> Chunk {
     Chunk { sample, ..chunk(sequence, token_ids) }
 }
 
+/// The sequence's token at `position`, which the step before samples.
+fn ahead(sequence: u64, position: usize) -> Chunk {
+    let input = ChunkInput::FromLastStep;
+    let mut chunk = Chunk { input, start: position, ..sampled(sequence, &[0]) };
+    chunk.sample.as_mut().unwrap().position = position + 1;
+    chunk
+}
+
 fn config() -> RankConfig {
     RankConfig {
         backend: Backend::Reference,
@@ -144,6 +245,9 @@ fn config() -> RankConfig {
         max_num_batched_tokens: 256,
         pin_core: None,
         sampleable_vocab: VOCAB,
+        max_model_len: 1024,
+        cuda_graphs: CudaGraphs::On,
+        stall_time_max: Some(STALL_TIME_MAX),
     }
 }
 
@@ -190,6 +294,11 @@ struct FakeModel {
     config: ModelConfig,
     seen: Option<Sender<usize>>,
     waits_for: Option<Receiver<()>>,
+    tasks_of_100_ms: usize,
+    /// Sums its hidden states over the ranks.
+    adds: bool,
+    /// Alone of its group: `ERROR` is no matter to the others.
+    fails: bool,
 }
 
 impl FakeModel {
@@ -212,7 +321,7 @@ impl FakeModel {
             tie_word_embeddings: true,
             eos_token_ids: Vec::new(),
         };
-        Self { config, seen: None, waits_for: None }
+        Self { config, seen: None, waits_for: None, tasks_of_100_ms: 0, adds: false, fails: true }
     }
 }
 
@@ -233,13 +342,20 @@ impl Model for FakeModel {
         if let Some(wait) = &self.waits_for {
             let _ = wait.recv();
         }
+        if let Backend::Cpu(device) = &ctx.backend {
+            let nap = |_| std::thread::sleep(Duration::from_millis(100));
+            device.pool.run(self.tasks_of_100_ms, &nap);
+        }
         assert_eq!(hidden.rows(), batch.num_tokens());
         for (row, &token) in hidden.f32_mut().chunks_mut(2).zip(&batch.token_ids) {
             assert!(token != PANIC, "token {token} is cursed");
-            if token == ERROR {
+            if token == ERROR && self.fails {
                 return Err(KernelError::Device(format!("token {token}")));
             }
             row[0] = token as f32;
+        }
+        if self.adds {
+            ctx.communicator.all_reduce_sum(hidden)?;
         }
         Ok(())
     }

@@ -3,15 +3,19 @@
 
 use super::group::{RankConfig, RankStartError};
 use super::link::{PLANS_WAITING_MAX, RankLink, Reply};
-use super::model_runner::ModelRunner;
-use crate::engine::{Plan, RunnerError};
+use super::step_runner::{self, StepError, StepRunner};
+use crate::engine::{PLANS_UNDER_WAY_MAX, Plan, RunnerError};
 use kernels::comm::Communicator;
 use kernels::device::thread_pool::pin_current_thread;
 use models::{LoadError, Model};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+/// While a device computes, the next plan is looked for and the device asked in turn, this often.
+const LOOK_INTERVAL: Duration = Duration::from_micros(20);
 
 pub(super) type ModelSource = Box<dyn FnOnce() -> Result<Box<dyn Model>, LoadError> + Send>;
 
@@ -43,41 +47,72 @@ pub(super) fn spawn(
             if started.send(told).is_ok()
                 && let Some(mut runner) = runner
             {
-                serve(rank, &mut runner, &plans, &replies);
+                serve(rank, &mut *runner, &plans, &replies);
             }
         })
         .map_err(|source| RankStartError::Thread { rank, source })?;
     Ok(RankLink::new(plan_sender, thread))
 }
 
-fn load(rank: usize, spec: RankSpec) -> Result<ModelRunner, RankStartError> {
+fn load(rank: usize, spec: RankSpec) -> Result<Box<dyn StepRunner>, RankStartError> {
     if let Some(core) = spec.config.pin_core {
         pin_current_thread(core);
     }
     catch_unwind(AssertUnwindSafe(|| {
         let model = (spec.model)()?;
-        Ok(ModelRunner::new(&spec.config, model, spec.communicator)?)
+        Ok(step_runner::build(&spec.config, model, spec.communicator)?)
     }))
     .unwrap_or_else(|panic| Err(RankStartError::Panicked { rank, reason: reason_of(panic) }))
 }
 
+/// Answers plans in order. While one is under way on a device the next one is queued behind it.
 fn serve(
     rank: usize,
-    runner: &mut ModelRunner,
+    runner: &mut dyn StepRunner,
     plans: &Receiver<Arc<Plan>>,
     replies: &SyncSender<Reply>,
 ) {
-    while let Ok(plan) = plans.recv() {
-        // After a panic the runner is not used again, so that broken state cannot be seen.
-        let result = catch_unwind(AssertUnwindSafe(|| runner.run(&plan)))
-            .map_err(|panic| format!("panic: {}", reason_of(panic)))
-            .and_then(|result| result.map_err(|error| error.to_string()))
-            .map_err(|reason| RunnerError::RankFailed { rank, reason });
-        let failed = result.is_err();
+    let mut num_under_way = 0;
+    loop {
+        let next = match num_under_way {
+            0 => plans.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            // No further plan is let in, so there is nothing to do but wait for the device.
+            PLANS_UNDER_WAY_MAX => Err(RecvTimeoutError::Disconnected),
+            _ => plans.recv_timeout(LOOK_INTERVAL),
+        };
+        let result = match next {
+            Ok(plan) => {
+                num_under_way += 1;
+                guarded(rank, || runner.launch(&plan).map(|()| None))
+            }
+            Err(RecvTimeoutError::Disconnected) if num_under_way == 0 => return,
+            Err(RecvTimeoutError::Disconnected) => guarded(rank, || runner.collect().map(Some)),
+            Err(RecvTimeoutError::Timeout) => guarded(rank, || match runner.is_done()? {
+                true => runner.collect().map(Some),
+                false => Ok(None),
+            }),
+        };
+        let (result, failed) = match result {
+            Ok(None) => continue,
+            Ok(Some(output)) => (Ok(output), false),
+            Err(error) => (Err(error), true),
+        };
+        num_under_way -= 1;
         if replies.send(Reply { rank, result }).is_err() || failed {
             return;
         }
     }
+}
+
+/// After a panic the runner is not used again, so that broken state cannot be seen.
+fn guarded<T>(
+    rank: usize,
+    work: impl FnOnce() -> Result<T, StepError>,
+) -> Result<T, RunnerError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .map_err(|panic| format!("panic: {}", reason_of(panic)))
+        .and_then(|result| result.map_err(|error| error.to_string()))
+        .map_err(|reason| RunnerError::RankFailed { rank, reason })
 }
 
 fn reason_of(panic: Box<dyn Any + Send>) -> String {

@@ -1,11 +1,12 @@
 //! Residual addition.
 
 mod cpu;
+pub mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{expect, not_on};
+use super::expect;
 use crate::{Backend, DType, KernelError, Tensor};
 
 /// x += y, elementwise.
@@ -17,7 +18,7 @@ pub fn add_assign(backend: &Backend, x: &mut Tensor, y: &Tensor) -> Result<(), K
     match backend {
         Backend::Reference => reference::add_assign(x.f32_mut(), y.f32()),
         Backend::Cpu(device) => cpu::add_assign(device, x.f32_mut(), y.f32()),
-        Backend::Cuda(_) => return Err(not_on("add_assign", backend)),
+        Backend::Cuda(device) => cuda::add_assign(device, x, y)?,
     }
     Ok(())
 }

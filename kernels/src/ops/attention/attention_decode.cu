@@ -1,5 +1,5 @@
-// Attention of sequences with at most `split_tokens_max` tokens in the step: splits of the context are
-// work items of their own, and a second kernel merges them in order. The arithmetic is in
+// Attention of sequences with at most `split_tokens_max` tokens in the step: splits of the context
+// are work items of their own, and a second kernel merges them in order. The arithmetic is in
 // attention_tile.cuh.
 //
 // The number of thread blocks is free: each takes items from its own index on, in steps of their
@@ -98,7 +98,8 @@ __device__ __forceinline__ void decode(typename P::Act* out, float* partial_sums
     for (uint32_t unit = blockIdx.x; unit < num_units; unit += gridDim.x) {
         uint32_t item = unit / units_per_item;
         uint32_t row_tile = unit % units_per_item / in.kv_heads;
-        // The last sequence that starts at or before the item: those without items start with the next.
+        // The last sequence that starts at or before the item: those without items start with the
+        // next.
         uint32_t seq = 0, seq_end = num_seqs;
         while (seq + 1 < seq_end) {
             uint32_t middle = (seq + seq_end) / 2;
@@ -111,8 +112,9 @@ __device__ __forceinline__ void decode(typename P::Act* out, float* partial_sums
         uint32_t context_len = sequences.context_len[seq];
         uint32_t first_row = row_tile * P::ROWS;
         if (first_row >= num_tokens * group) continue;
-        Rows rows = {seq, unit % in.kv_heads, first_row, min(P::ROWS, num_tokens * group - first_row),
-                     group, first_token, context_len - num_tokens};
+        uint32_t num_rows = min(P::ROWS, num_tokens * group - first_row);
+        Rows rows = {seq,   unit % in.kv_heads, first_row,                num_rows,
+                     group, first_token,        context_len - num_tokens};
         uint32_t splits = (context_len + SPLIT_KEYS - 1) / SPLIT_KEYS;
         bool whole = item_start[seq + 1] - item_start[seq] < splits || splits == 1;
         uint32_t split = whole ? 0 : item - item_start[seq];
@@ -127,8 +129,9 @@ __device__ __forceinline__ void decode(typename P::Act* out, float* partial_sums
     }
 }
 
-// Of every sequence whose splits are items of their own, the states of a token and head merged in order
-// of splits, a warp for each sequence and head. Where a context has one split, `decode` wrote `out`.
+// Of every sequence whose splits are items of their own, the states of a token and head merged in
+// order of splits, a warp for each sequence and head. Where a context has one split, `decode` wrote
+// `out`.
 template <typename T, uint32_t HEAD_DIM>
 __device__ __forceinline__ void combine(T* out, const float* partial_sums,
                                         const float2* partial_stats, const uint32_t* item_start,
@@ -183,29 +186,29 @@ __device__ __forceinline__ void combine(T* out, const float* partial_sums,
     }
 }
 
-// Grid: any. partial_sums [partial_splits_max, split_tokens_max, heads, head_dim], partial_stats the
-// same without head_dim (largest score, sum of weights), item_start [num_seqs + 1].
-#define DECODE(name, Act, head_dim)                                                                  \
-    extern "C" __global__ void __launch_bounds__(128, head_dim > 64 ? 3 : 4) name(                   \
-        Act* out, float* partial_sums, float2* partial_stats, uint32_t* item_start, const Act* q,    \
-        const Act* k_cache, const Act* v_cache, const uint32_t* query_start,                         \
-        const uint32_t* context_len, const uint32_t* block_tables, float scale, uint32_t heads,      \
-        uint32_t kv_heads, uint32_t block_shift, uint32_t block_table_stride, uint32_t num_seqs,     \
-        uint32_t split_tokens_max, uint32_t partial_splits_max) {                                    \
-        Inputs<Act> in = {q, k_cache, v_cache, query_start, context_len, block_tables,               \
-                          scale, heads, kv_heads, block_shift, block_table_stride};                  \
-        decode<Plan<Act, head_dim, 1, 4, 4>>(out, partial_sums, partial_stats, item_start, in,       \
-                                             num_seqs, split_tokens_max, partial_splits_max);        \
+// Grid: any. partial_sums [partial_splits_max, split_tokens_max, heads, head_dim], partial_stats
+// the same without head_dim (largest score, sum of weights), item_start [num_seqs + 1].
+#define DECODE(name, Act, head_dim)                                                                \
+    extern "C" __global__ void __launch_bounds__(128, head_dim > 64 ? 3 : 4) name(                 \
+        Act* out, float* partial_sums, float2* partial_stats, uint32_t* item_start, const Act* q,  \
+        const Act* k_cache, const Act* v_cache, const uint32_t* query_start,                       \
+        const uint32_t* context_len, const uint32_t* block_tables, float scale, uint32_t heads,    \
+        uint32_t kv_heads, uint32_t block_shift, uint32_t block_table_stride, uint32_t num_seqs,   \
+        uint32_t split_tokens_max, uint32_t partial_splits_max) {                                  \
+        Inputs<Act> in = {q, k_cache, v_cache, query_start, context_len, block_tables,             \
+                          scale, heads, kv_heads, block_shift, block_table_stride};                \
+        decode<Plan<Act, head_dim, 1, 4, 4>>(out, partial_sums, partial_stats, item_start, in,     \
+                                             num_seqs, split_tokens_max, partial_splits_max);      \
     }
 
 // Grid: [num_seqs * heads / 4, rounded up].
-#define COMBINE(name, Act, head_dim)                                                                 \
-    extern "C" __global__ void __launch_bounds__(128) name(                                          \
-        Act* out, const float* partial_sums, const float2* partial_stats,                            \
-        const uint32_t* item_start, const uint32_t* query_start, const uint32_t* context_len,        \
-        uint32_t heads, uint32_t num_seqs, uint32_t split_tokens_max) {                              \
-        combine<Act, head_dim>(out, partial_sums, partial_stats, item_start, query_start,            \
-                               context_len, heads, num_seqs, split_tokens_max);                      \
+#define COMBINE(name, Act, head_dim)                                                               \
+    extern "C" __global__ void __launch_bounds__(128) name(                                        \
+        Act* out, const float* partial_sums, const float2* partial_stats,                          \
+        const uint32_t* item_start, const uint32_t* query_start, const uint32_t* context_len,      \
+        uint32_t heads, uint32_t num_seqs, uint32_t split_tokens_max) {                            \
+        combine<Act, head_dim>(out, partial_sums, partial_stats, item_start, query_start,          \
+                               context_len, heads, num_seqs, split_tokens_max);                    \
     }
 
 DECODE(attention_decode_32_bf16, __nv_bfloat16, 32)

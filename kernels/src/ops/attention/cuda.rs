@@ -196,13 +196,12 @@ impl<'a> Call<'a> {
 
     fn prefill(&self, out: Arg, inputs: [Arg; 3], scale: f32) -> Result<(), KernelError> {
         let num_tiles = self.arrays.num_tokens as usize * self.group() / PREFILL_ROWS;
-        let dim_warps = if self.head_dim > 128 { 2 } else { 1 };
-        let buffers = if self.head_dim > 64 { 2 } else { 4 };
+        let (dim_warps, _) = prefill_plan(self.head_dim);
         let warps = PREFILL_ROWS / 16 * dim_warps;
         let geometry = Geometry {
             grid: [num_tiles as u32 + self.arrays.num_seqs, self.kv_heads as u32, 1],
             block_threads: 32 * warps as u32,
-            shared_bytes: shared_bytes(self.head_dim, PREFILL_ROWS, dim_warps, buffers) as u32,
+            shared_bytes: prefill_shared_bytes(self.head_dim) as u32,
         };
         let mut args = vec![out];
         args.extend(self.common_args(inputs, scale));
@@ -217,8 +216,7 @@ impl<'a> Call<'a> {
         scale: f32,
     ) -> Result<(), KernelError> {
         let num_seqs = self.arrays.num_seqs as usize;
-        let sequences_bytes = (3 * num_seqs + 2) * size_of::<u32>();
-        let shared_bytes = shared_bytes(self.head_dim, DECODE_ROWS, 4, 4) + sequences_bytes;
+        let shared_bytes = decode_shared_bytes(self.head_dim, num_seqs);
         let splits_max = (self.arrays.context_len_max as usize).div_ceil(SPLIT_KEYS).max(1);
         let row_tiles = (self.split_tokens_max * self.group()).div_ceil(DECODE_ROWS);
         let units_max = num_seqs * splits_max * row_tiles * self.kv_heads;
@@ -277,6 +275,23 @@ impl<'a> Call<'a> {
             partial_splits_max: partial_splits_max as usize,
         })
     }
+}
+
+/// Warps that share the dimensions of a row, and tiles in shared memory at once.
+fn prefill_plan(head_dim: usize) -> (usize, usize) {
+    (if head_dim > 128 { 2 } else { 1 }, if head_dim > 64 { 2 } else { 4 })
+}
+
+/// Dynamic shared memory of the kernel that walks whole contexts.
+pub fn prefill_shared_bytes(head_dim: usize) -> usize {
+    let (dim_warps, buffers) = prefill_plan(head_dim);
+    shared_bytes(head_dim, PREFILL_ROWS, dim_warps, buffers)
+}
+
+/// Dynamic shared memory of the kernel that takes splits of `num_seqs` sequences.
+pub fn decode_shared_bytes(head_dim: usize, num_seqs: usize) -> usize {
+    let sequences_bytes = (3 * num_seqs + 2) * size_of::<u32>();
+    shared_bytes(head_dim, DECODE_ROWS, 4, 4) + sequences_bytes
 }
 
 /// SHARED_BYTES of `Plan` in attention_tile.cuh.

@@ -1,11 +1,12 @@
 //! Token ids -> rows of the embedding table.
 
 mod cpu;
+pub mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{expect, expect_indices, not_on};
+use super::{expect, expect_indices, rows_for};
 use crate::device::cuda::DeviceBuffer;
 use crate::{Backend, DType, Indices, KernelError, Tensor};
 use bytes::Bytes;
@@ -70,7 +71,7 @@ impl Table {
 
 /// Copies row `token_ids[t]` of `table`, widened to f32, to row t of `out`.
 ///
-/// Shapes: `out` [num_tokens, row_len] F32. Numbers: exact.
+/// Shapes: `out` [num_tokens, row_len] F32, on a GPU longer for a padded step. Numbers: exact.
 /// Errors: `Index` for an id outside the table, `Shape`, `DType`.
 pub fn embedding(
     backend: &Backend,
@@ -78,12 +79,13 @@ pub fn embedding(
     table: &Table,
     token_ids: &Indices,
 ) -> Result<(), KernelError> {
-    expect(OP, "out", out, DType::F32, &[token_ids.len(), table.row_len])?;
+    let rows = rows_for(backend, token_ids, out);
+    expect(OP, "out", out, DType::F32, &[rows, table.row_len])?;
     expect_indices(OP, "token id", token_ids, table.rows)?;
     match backend {
         Backend::Reference => reference::embedding(out, table, token_ids),
         Backend::Cpu(device) => cpu::embedding(device, out, table, token_ids),
-        Backend::Cuda(_) => return Err(not_on(OP, backend)),
+        Backend::Cuda(device) => cuda::embedding(device, out, table, token_ids)?,
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 pub mod reference;
 pub mod cpu;
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,8 @@ enum Storage {
     Raw(Bytes),
     /// In tiles, for the CPU.
     Packed(cpu::pack::Packed),
+    /// In tiles, on a GPU.
+    Device(cuda::DeviceWeight),
 }
 
 impl Weight {
@@ -52,8 +55,14 @@ impl Weight {
         }
         let storage = match backend {
             Backend::Reference => Storage::Raw(bytes),
-            Backend::Cuda(_) => return Err(not_on(OP, backend)),
             Backend::Cpu(device) => Storage::Packed(cpu::pack::Packed::new(
+                device,
+                dtype,
+                out_features,
+                in_features,
+                &bytes,
+            )?),
+            Backend::Cuda(device) => Storage::Device(cuda::DeviceWeight::new(
                 device,
                 dtype,
                 out_features,
@@ -68,7 +77,7 @@ impl Weight {
     fn raw(&self) -> &[u8] {
         match &self.storage {
             Storage::Raw(bytes) => bytes,
-            Storage::Packed(_) => panic!("this weight was loaded for the CPU backend"),
+            _ => panic!("this weight was not loaded for the reference backend"),
         }
     }
 
@@ -76,19 +85,28 @@ impl Weight {
     fn packed(&self) -> &cpu::pack::Packed {
         match &self.storage {
             Storage::Packed(packed) => packed,
-            Storage::Raw(_) => panic!("this weight was loaded for the reference backend"),
+            _ => panic!("this weight was not loaded for the CPU backend"),
+        }
+    }
+
+    /// As `raw`.
+    fn on_device(&self) -> &cuda::DeviceWeight {
+        match &self.storage {
+            Storage::Device(weight) => weight,
+            _ => panic!("this weight was not loaded for the CUDA backend"),
         }
     }
 }
 
 /// out = x W^T + bias.
 ///
-/// Shapes: `x` [num_tokens, in_features], `out` [num_tokens, out_features], `bias` [out_features],
-/// all F32.
+/// Shapes: `x` [num_tokens, in_features], `out` [num_tokens, out_features], `bias` [out_features].
+/// `x` is of the backend's activation dtype, `bias` F32, `out` either of both.
 /// Numbers: the value of an output element depends on its row of `x`, its row of W and its bias
 /// alone, to the bit: never on num_tokens or the number of threads. Quantised weights on the CPU
 /// meet activations rounded to 8 bits in groups of 32 (relative error of the sum about 2^-8); bf16
-/// weights meet bf16 activations where the machine multiplies bf16, else f32.
+/// weights meet bf16 activations where the machine multiplies bf16, else f32. CUDA rounds each
+/// weight once to the activation dtype and adds in f32.
 /// Errors: `Shape`, `DType`.
 pub fn linear(
     backend: &Backend,
@@ -110,15 +128,19 @@ pub fn linear_many(
 ) -> Result<(), KernelError> {
     assert_eq!(outs.len(), weights.len(), "one output for each weight");
     for (out, (weight, bias)) in outs.iter().zip(weights) {
-        expect(OP, "x", x, DType::F32, &[x.rows(), weight.in_features])?;
-        expect(OP, "out", out, DType::F32, &[x.rows(), weight.out_features])?;
-        if let Some(bias) = bias {
-            expect(OP, "bias", bias, DType::F32, &[weight.out_features])?;
-        }
+        let out_dtype = match out.dtype() {
+            DType::F32 => DType::F32,
+            _ => backend.activation_dtype(),
+        };
+        check(backend, out, out_dtype, x, weight, *bias)?;
     }
     match backend {
         Backend::Cpu(device) => cpu::linear_many(device, outs, x, weights),
-        Backend::Cuda(_) => return Err(not_on(OP, backend)),
+        Backend::Cuda(device) => {
+            for (out, (weight, bias)) in outs.iter_mut().zip(weights) {
+                cuda::linear(device, out, x, weight.on_device(), *bias)?;
+            }
+        }
         Backend::Reference => {
             for (out, (weight, bias)) in outs.iter_mut().zip(weights) {
                 reference::linear(out, x, weight, *bias);
@@ -126,4 +148,42 @@ pub fn linear_many(
         }
     }
     Ok(())
+}
+
+/// out += x W^T + bias: a projection that adds to the hidden state.
+///
+/// Shapes and numbers: as `linear`, `out` F32; one more f32 rounding, that of the last addition.
+/// Errors: as `linear`; `Backend` on the CPU, where `add_assign` does it.
+pub fn linear_add(
+    backend: &Backend,
+    out: &mut Tensor,
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+) -> Result<(), KernelError> {
+    check(backend, out, DType::F32, x, weight, bias)?;
+    match backend {
+        Backend::Cpu(_) => return Err(not_on("linear_add", backend)),
+        Backend::Cuda(device) => {
+            cuda::linear_add(device, out, x, weight.on_device(), bias)?;
+        }
+        Backend::Reference => reference::linear_add(out, x, weight, bias),
+    }
+    Ok(())
+}
+
+fn check(
+    backend: &Backend,
+    out: &Tensor,
+    out_dtype: DType,
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+) -> Result<(), KernelError> {
+    expect(OP, "x", x, backend.activation_dtype(), &[x.rows(), weight.in_features])?;
+    expect(OP, "out", out, out_dtype, &[x.rows(), weight.out_features])?;
+    match bias {
+        Some(bias) => expect(OP, "bias", bias, DType::F32, &[weight.out_features]),
+        None => Ok(()),
+    }
 }

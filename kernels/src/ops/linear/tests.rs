@@ -58,7 +58,7 @@ impl Case {
 }
 
 /// Legal blocks with every code, and among the scales zero, negative ones and large ones.
-fn weight_bytes(dtype: DType, n: usize, k: usize) -> Vec<u8> {
+pub(super) fn weight_bytes(dtype: DType, n: usize, k: usize) -> Vec<u8> {
     let len = dtype.row_bytes(k).expect("whole blocks") * n;
     let numbers = values(7, n * k, 2.0);
     match dtype {

@@ -1,11 +1,12 @@
 //! Root-mean-square normalisation, of hidden states and of each head's queries and keys.
 
 mod cpu;
+pub mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{expect, not_on};
+use super::{add_assign, expect, not_on};
 use crate::{Backend, DType, KernelError, Tensor};
 
 const OP: &str = "rms_norm";
@@ -33,6 +34,48 @@ pub fn rms_norm(
         Backend::Cuda(_) => return Err(not_on(OP, backend)),
     }
     Ok(())
+}
+
+/// Adds `delta`, if there is one, to the residual stream `hidden`, and norms the sum.
+///
+/// hidden += delta; out[t, i] = weight[i] * hidden[t, i] / sqrt(mean over j of hidden[t, j]^2 + eps)
+///
+/// Shapes: `hidden`, `delta` [num_tokens, n] F32; `out` the same in the backend's activation format;
+/// `weight` [n], n a multiple of 4 on a GPU. Memory: on a GPU reads `hidden` and `delta` once, up to
+/// n = 8192.
+/// Numbers: as `add_assign`, then `rms_norm`; on a GPU rounded once to the activation format.
+/// Errors: `Shape`, `DType`.
+pub fn add_rms_norm(
+    backend: &Backend,
+    hidden: &mut Tensor,
+    delta: Option<&Tensor>,
+    out: &mut Tensor,
+    weight: &Tensor,
+    eps: f32,
+) -> Result<(), KernelError> {
+    let Backend::Cuda(device) = backend else {
+        if let Some(delta) = delta {
+            add_assign(backend, hidden, delta)?;
+        }
+        return rms_norm(backend, out, hidden, weight, eps);
+    };
+    let shape = [hidden.rows(), weight.len()];
+    expect(OP, "hidden", hidden, DType::F32, &shape)?;
+    expect(OP, "weight", weight, DType::F32, &shape[1..])?;
+    expect(OP, "out", out, backend.activation_dtype(), &shape)?;
+    if let Some(delta) = delta {
+        expect(OP, "delta", delta, DType::F32, &shape)?;
+    }
+    if !weight.len().is_multiple_of(cuda::VECTOR_LEN) {
+        let expected = format!("a multiple of {} values", cuda::VECTOR_LEN);
+        return Err(KernelError::Shape {
+            op: OP,
+            what: "weight",
+            got: vec![weight.len()],
+            expected,
+        });
+    }
+    cuda::add_rms_norm(device, hidden, delta, out, weight, eps)
 }
 
 /// `rms_norm` with `out` = `x`, for the per-head norms.

@@ -1,4 +1,4 @@
-// Root-mean-square norm of whole rows, alone, after a residual addition, or of chosen rows.
+// Root-mean-square norm of whole rows, alone or after a residual addition.
 //
 // One block per row. Thread t takes the vectors t, t + 256, ... of four values; squares are added
 // per place in the vector, then over places, lanes and warps in a fixed order. So a row's bits
@@ -102,17 +102,6 @@ __device__ __forceinline__ void add_rms_norm(float* hidden, const float* delta, 
     norm_row(out + start, hidden + start, hidden + start, delta + start, weight, n, eps);
 }
 
-// grid [num_rows]; out[i] = norm(hidden[rows[i]] + delta[rows[i]]), `delta` may be null; `hidden`
-// stays as it is
-template <typename Act>
-__device__ __forceinline__ void gather_rms_norm(Act* out, const float* hidden, const float* delta,
-                                                const uint32_t* rows, const float* weight,
-                                                uint32_t n, float eps) {
-    const uint64_t from = static_cast<uint64_t>(rows[blockIdx.x]) * n;
-    const uint64_t to = static_cast<uint64_t>(blockIdx.x) * n;
-    norm_row(out + to, nullptr, hidden + from, delta ? delta + from : nullptr, weight, n, eps);
-}
-
 #define KERNELS(Act, NAME)                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) rms_norm_##NAME(                         \
         Act* out, const float* x, const float* weight, uint32_t n, float eps) {                      \
@@ -121,11 +110,6 @@ __device__ __forceinline__ void gather_rms_norm(Act* out, const float* hidden, c
     extern "C" __global__ void __launch_bounds__(THREADS, 2) add_rms_norm_##NAME(                     \
         float* hidden, const float* delta, Act* out, const float* weight, uint32_t n, float eps) {   \
         add_rms_norm(hidden, delta, out, weight, n, eps);                                          \
-    }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) gather_rms_norm_##NAME(                  \
-        Act* out, const float* hidden, const float* delta, const uint32_t* rows,                     \
-        const float* weight, uint32_t n, float eps) {                                              \
-        gather_rms_norm(out, hidden, delta, rows, weight, n, eps);                                 \
     }
 
 KERNELS(__nv_bfloat16, bf16)

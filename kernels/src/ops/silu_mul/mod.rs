@@ -1,17 +1,18 @@
 //! The gate of the SwiGLU MLP.
 
 mod cpu;
+pub mod cuda;
 pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::{expect, not_on};
-use crate::{Backend, DType, KernelError, Tensor};
+use super::expect;
+use crate::{Backend, KernelError, Tensor};
 
 /// out = silu(gate) * up, with silu(x) = x / (1 + exp(-x)).
 ///
-/// Shapes: all the same. Numbers: within 4 ulp of the reference where |gate| < 86; below -86 down
-/// to 0.
+/// Shapes: all the same, in the backend's activation format. Numbers: within 4 ulp of the reference
+/// where |gate| < 86; below -86 down to 0. On a GPU f32 in between, rounded once at the end.
 /// Errors: `Shape`, `DType`.
 /// Source: Shazeer, "GLU Variants Improve Transformer", 2020.
 pub fn silu_mul(
@@ -20,13 +21,14 @@ pub fn silu_mul(
     gate: &Tensor,
     up: &Tensor,
 ) -> Result<(), KernelError> {
-    expect("silu_mul", "gate", gate, DType::F32, out.shape())?;
-    expect("silu_mul", "up", up, DType::F32, out.shape())?;
-    expect("silu_mul", "out", out, DType::F32, up.shape())?;
+    let dtype = backend.activation_dtype();
+    expect("silu_mul", "gate", gate, dtype, out.shape())?;
+    expect("silu_mul", "up", up, dtype, out.shape())?;
+    expect("silu_mul", "out", out, dtype, up.shape())?;
     match backend {
         Backend::Reference => reference::silu_mul(out.f32_mut(), gate.f32(), up.f32()),
-        Backend::Cuda(_) => return Err(not_on("silu_mul", backend)),
         Backend::Cpu(device) => cpu::silu_mul(device, out.f32_mut(), gate.f32(), up.f32()),
+        Backend::Cuda(device) => cuda::silu_mul(device, out, gate, up)?,
     }
     Ok(())
 }

@@ -1,25 +1,27 @@
 //! From MODEL to a running engine: find, open, plan memory, load weights, start the threads.
 
-use super::memory::{self, MemoryPlan, MemoryRequest};
+use super::device::{self, Devices, RankDevice, uses_cuda};
+use super::memory::{self, CacheShare, MemoryPlan, MemoryRequest, RankShare};
+use super::processes::Others;
 use crate::commands::StartupError;
 use crate::config::{
-    ComputeConfig, CpuPin, DeviceChoice, KvCacheDtype, OverlapChoice, PrefixCachingChoice,
-    SchedulingPolicy, ServeConfig,
+    DeviceChoice, KvCacheDtype, OverlapChoice, PrefixCachingChoice, SchedulingPolicy, ServeConfig,
 };
 use crate::engine::{
-    self, EngineConfig, EngineHandle, EngineThread, Overlap, PolicyKind, PrefixCaching,
+    self, EngineConfig, EngineThread, Overlap, PolicyKind, PrefixCaching, RunnerError,
 };
 use crate::http::{ServedModel, Serving};
 use crate::hub::{self, Progress};
 use crate::machine;
-use crate::ranks::{RankConfig, RankGroup};
+use crate::ranks::{Leader, RankConfig, RankGroup, Room, Setup};
 use crate::text::{TextConfig, TextStage};
-use kernels::device::cpu::CpuDevice;
-use kernels::device::thread_pool::THREADS_MAX;
-use kernels::{Backend, DType};
+use kernels::DType;
+use kernels::comm::messages::Messages;
+use models::weights::shard::num_kv_heads;
 use models::{ChatTemplateSource, Checkpoint, ShardSpec};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::oneshot;
 
 /// Everything that runs, and what the operator is told of it.
 pub struct Loaded {
@@ -30,85 +32,178 @@ pub struct Loaded {
     /// "cpu, Avx512, 8 threads, pinned".
     pub device: String,
     pub memory: MemoryPlan,
+    /// Says when a rank in another process is lost, also between steps.
+    pub lost: oneshot::Receiver<RunnerError>,
 }
 
-/// Takes seconds to minutes; run it on a thread of its own.
-pub fn load(config: &ServeConfig) -> Result<Loaded, StartupError> {
-    let found = hub::resolve(config.model.as_deref(), &config.hub, &Progress::detect())?;
-    tracing::info!(path = %found.path.display(), "opening the model");
-    let mut checkpoint = Checkpoint::open(&found.path)?;
-    if let Some(template) = &config.text.chat_template {
-        checkpoint.chat_template = Some(ChatTemplateSource { template: template.clone() });
+/// Takes seconds to minutes; run it on a thread of its own. `others`: the processes of the other
+/// ranks, if there are any.
+pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, StartupError> {
+    let leader = others.as_ref().map(|others| Leader::new(others.messages.clone()));
+    let leader = leader.transpose().map_err(StartupError::watch_thread)?;
+    let model = Opened::find(config, others.as_ref().map(|others| &*others.messages))?;
+    let text = start_text(config, &model.checkpoint)?;
+    let mut memory = model.memory.clone();
+    let (lost_sender, lost) = oneshot::channel();
+    if let Some(leader) = &leader {
+        let setup = leader.agree(model.room(), |room| model.setup(config, room, text.vocab_size()));
+        let Setup { room, .. } = setup?;
+        (memory.num_blocks, memory.max_model_len) = (room.num_blocks, room.max_model_len);
+        leader.on_loss(move |error| {
+            // Nobody listens when the server has stopped already.
+            let _ = lost_sender.send(error);
+        });
     }
-    let kv_dtype = kv_dtype(config);
-    let memory = plan_memory(config, &checkpoint, &found.path, kv_dtype)?;
-    let text = start_text(config, &checkpoint)?;
-    let mut eos_token_ids = checkpoint.config.eos_token_ids.clone();
+    let mut eos_token_ids = model.checkpoint.config.eos_token_ids.clone();
     for id in text.eos_token_ids() {
         if !eos_token_ids.contains(id) {
             eos_token_ids.push(*id);
         }
     }
     let names = match config.served_model_names.is_empty() {
-        true => vec![found.name],
+        true => vec![model.name.clone()],
         false => config.served_model_names.clone(),
     };
-    let model = ServedModel {
+    let served = ServedModel {
         names: names.clone(),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
         max_model_len: memory.max_model_len,
         vocab_size: text.vocab_size(),
         eos_token_ids,
-        generation: checkpoint.generation.clone(),
+        generation: model.checkpoint.generation.clone(),
     };
-    let device = Device::choose(&config.compute);
-    let device_text = device.to_string();
-    let (engine, engine_thread) =
-        start_engine(config, checkpoint, device, kv_dtype, &memory, text.vocab_size())?;
-    let serving = Serving { text, engine, model };
-    Ok(Loaded { serving, engine_thread, names, path: found.path, device: device_text, memory })
+    let path = model.path.clone();
+    let setup = model.setup(config, Room::of(&memory), text.vocab_size());
+    let (runner, device) = match (others, leader) {
+        (Some(others), Some(leader)) => start_leading(config, model, &setup, others, leader)?,
+        _ => start_local(config, model, &setup)?,
+    };
+    let (engine, engine_thread) = engine::start(engine_config(config, &memory), runner);
+    let serving = Serving { text, engine, model: served };
+    Ok(Loaded { serving, engine_thread, names, path, device, memory, lost })
 }
 
-/// What computes, and on which cores.
-struct Device {
-    backend: Backend,
-    num_threads: usize,
-    pin_to: Option<Vec<usize>>,
+/// A model that was found, opened and measured, on any rank.
+pub struct Opened {
+    pub name: String,
+    pub path: PathBuf,
+    pub checkpoint: Checkpoint,
+    pub memory: MemoryPlan,
+    kv_dtype: DType,
 }
 
-impl Device {
-    fn choose(config: &ComputeConfig) -> Device {
-        let num_threads = config.threads.unwrap_or_else(machine::cores).clamp(1, THREADS_MAX);
-        if config.device == DeviceChoice::Reference {
-            return Device { backend: Backend::Reference, num_threads: 1, pin_to: None };
+impl Opened {
+    /// `messages`: the links to the processes of the other ranks, if there are any.
+    pub fn find(
+        config: &ServeConfig,
+        messages: Option<&dyn Messages>,
+    ) -> Result<Opened, StartupError> {
+        let found = hub::resolve(config.model.as_deref(), &config.hub, &Progress::detect())?;
+        tracing::info!(path = %found.path.display(), "opening the model");
+        let mut checkpoint = Checkpoint::open(&found.path)?;
+        if let Some(template) = &config.text.chat_template {
+            checkpoint.chat_template = Some(ChatTemplateSource { template: template.clone() });
         }
-        let pin_to = match config.cpu_pin {
-            CpuPin::Off => None,
-            CpuPin::On => {
-                let cores = machine::all_cores().unwrap_or_else(|| (0..num_threads).collect());
-                (cores.len() >= num_threads).then_some(cores)
-            }
-            CpuPin::Auto => machine::all_cores().filter(|cores| cores.len() == num_threads),
-        };
-        let backend = Backend::Cpu(CpuDevice::new(num_threads, pin_to.as_deref()));
-        Device { backend, num_threads, pin_to }
+        let world_size = config.compute.tensor_parallel;
+        let here = messages.map_or(world_size, |messages| messages.local_size());
+        let spec = ShardSpec { rank: 0, world_size };
+        let kv_heads_each = num_kv_heads(&checkpoint.config, spec)?;
+        // Each GPU holds one rank, the memory of the host all that are here.
+        let here = if uses_cuda(config.compute.device) { 1 } else { here };
+        let ranks = RankShare { world_size, here, kv_heads_each };
+        let kv_dtype = kv_dtype(config, &checkpoint);
+        let memory = plan_memory(config, &checkpoint, &found.path, kv_dtype, ranks)?;
+        Ok(Opened { name: found.name, path: found.path, checkpoint, memory, kv_dtype })
+    }
+
+    /// What a GPU computes the model in.
+    pub fn activation(&self) -> DType {
+        models::cuda_activation(&self.checkpoint)
+    }
+
+    pub fn room(&self) -> Room {
+        Room::of(&self.memory)
+    }
+
+    fn setup(&self, config: &ServeConfig, room: Room, sampleable_vocab: usize) -> Setup {
+        Setup {
+            room,
+            block_size: config.cache.block_size,
+            kv_in_f16: self.kv_dtype == DType::F16,
+            max_num_seqs: config.limits.max_num_seqs,
+            max_num_batched_tokens: config.limits.max_num_batched_tokens,
+            sampleable_vocab,
+        }
     }
 }
 
-impl std::fmt::Display for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.backend {
-            Backend::Cpu(cpu) => {
-                let pinned = if self.pin_to.is_some() { ", pinned" } else { "" };
-                let threads = if self.num_threads == 1 { "thread" } else { "threads" };
-                write!(f, "cpu, {:?}, {} {threads}{pinned}", cpu.isa, self.num_threads)
-            }
-            other => write!(f, "{}: plain loops, for checking, very slow", other.name()),
-        }
+impl Room {
+    fn of(memory: &MemoryPlan) -> Room {
+        Room { num_blocks: memory.num_blocks, max_model_len: memory.max_model_len }
     }
 }
 
-fn kv_dtype(config: &ServeConfig) -> DType {
+/// What a rank on `device` allocates.
+pub fn rank_config(config: &ServeConfig, setup: &Setup, device: &RankDevice) -> RankConfig {
+    RankConfig {
+        backend: device.backend.clone(),
+        num_blocks: setup.room.num_blocks,
+        block_size: setup.block_size,
+        kv_dtype: match &device.backend {
+            Backend::Cuda(gpu) => gpu.activation_dtype(),
+            _ if setup.kv_in_f16 => DType::F16,
+            _ => DType::F32,
+        },
+        max_num_seqs: setup.max_num_seqs,
+        max_num_batched_tokens: setup.max_num_batched_tokens,
+        pin_core: device.pin_core,
+        sampleable_vocab: setup.sampleable_vocab,
+        max_model_len: setup.room.max_model_len,
+        cuda_graphs: config.compute.cuda_graphs,
+        stall_time_max: config.compute.stall_time_max,
+    }
+}
+
+/// All ranks in this process. Also says what they run on.
+fn start_local(
+    config: &ServeConfig,
+    model: Opened,
+    setup: &Setup,
+) -> Result<(RankGroup, String), StartupError> {
+    let num_ranks = config.compute.tensor_parallel;
+    let devices = Devices::share(&config.compute, num_ranks, model.activation())?;
+    let configs = devices.ranks.iter().map(|device| rank_config(config, setup, device)).collect();
+    let (checkpoint, max_model_len) = (model.checkpoint, setup.room.max_model_len);
+    let group = RankGroup::start_local(configs, move |backend, spec| {
+        models::load_model(backend, &checkpoint, spec, max_model_len)
+    })?;
+    Ok((group, devices.to_string()))
+}
+
+/// Rank 0 here, the others in processes of their own.
+fn start_leading(
+    config: &ServeConfig,
+    model: Opened,
+    setup: &Setup,
+    others: Others,
+    leader: Leader,
+) -> Result<(RankGroup, String), StartupError> {
+    let (rank, local_size) = (others.messages.rank(), others.messages.local_size());
+    let devices = Devices::one_of(&config.compute, rank, local_size, model.activation())?;
+    let device = &devices.ranks[0];
+    let (rank_config, backend) = (rank_config(config, setup, device), device.backend.clone());
+    let spec = ShardSpec { rank: 0, world_size: others.messages.world_size() };
+    let max_model_len = setup.room.max_model_len;
+    let group = RankGroup::start_leading(leader, rank_config, others.communicator, move || {
+        models::load_model(&backend, &model.checkpoint, spec, max_model_len)
+    })?;
+    Ok((group, format!("rank 0 of {} processes: {devices}", spec.world_size)))
+}
+
+fn kv_dtype(config: &ServeConfig, checkpoint: &Checkpoint) -> DType {
+    if uses_cuda(config.compute.device) {
+        return models::cuda_activation(checkpoint);
+    }
     match (config.cache.dtype, config.compute.device) {
         (KvCacheDtype::F32, _) | (KvCacheDtype::Auto, DeviceChoice::Reference) => DType::F32,
         (KvCacheDtype::F16 | KvCacheDtype::Auto, _) => DType::F16,
@@ -120,11 +215,21 @@ fn plan_memory(
     checkpoint: &Checkpoint,
     path: &Path,
     kv_dtype: DType,
+    ranks: RankShare,
 ) -> Result<MemoryPlan, StartupError> {
     let request = MemoryRequest {
         weight_bytes: weight_bytes(path)
             .map_err(|source| StartupError::Io { path: path.to_path_buf(), source })?,
-        available_bytes: machine::available_memory(),
+        shared_bytes: checkpoint.head_bytes(),
+        ranks,
+        available_bytes: match uses_cuda(config.compute.device) {
+            true => Some(device::free_gpu_memory(&config.compute)?),
+            false => machine::available_memory(),
+        },
+        cache_share: match uses_cuda(config.compute.device) {
+            true => CacheShare::All,
+            false => CacheShare::Part,
+        },
         kv_cache_bytes: config.cache.memory_bytes,
         kv_dtype,
         block_size: config.cache.block_size,
@@ -167,37 +272,16 @@ fn start_text(config: &ServeConfig, checkpoint: &Checkpoint) -> Result<TextStage
     )?)
 }
 
-fn start_engine(
-    config: &ServeConfig,
-    checkpoint: Checkpoint,
-    device: Device,
-    kv_dtype: DType,
-    memory: &MemoryPlan,
-    sampleable_vocab: usize,
-) -> Result<(EngineHandle, EngineThread), StartupError> {
-    let rank_config = RankConfig {
-        backend: device.backend.clone(),
-        num_blocks: memory.num_blocks,
-        block_size: config.cache.block_size,
-        kv_dtype,
-        max_num_seqs: config.limits.max_num_seqs,
-        max_num_batched_tokens: config.limits.max_num_batched_tokens,
-        pin_core: device.pin_to.as_ref().and_then(|cores| cores.first().copied()),
-        sampleable_vocab,
-    };
-    let max_model_len = memory.max_model_len;
-    let runner = RankGroup::start(rank_config, move || {
-        models::load_model(&device.backend, &checkpoint, ShardSpec::SOLO, max_model_len)
-    })?;
-    let engine_config = EngineConfig {
+fn engine_config(config: &ServeConfig, memory: &MemoryPlan) -> EngineConfig {
+    EngineConfig {
         block_size: config.cache.block_size,
         num_blocks: memory.num_blocks,
         max_num_seqs: config.limits.max_num_seqs,
         max_num_batched_tokens: config.limits.max_num_batched_tokens,
-        max_model_len,
+        max_model_len: memory.max_model_len,
         waiting_requests_max: config.limits.waiting_requests_max,
         // One prompt of any length that fits the context always finds room in an empty queue.
-        waiting_tokens_max: config.limits.waiting_tokens_max.max(max_model_len),
+        waiting_tokens_max: config.limits.waiting_tokens_max.max(memory.max_model_len),
         policy: match config.limits.policy {
             SchedulingPolicy::Fcfs => PolicyKind::Fcfs,
             SchedulingPolicy::Priority => PolicyKind::Priority,
@@ -210,6 +294,5 @@ fn start_engine(
             OverlapChoice::Auto | OverlapChoice::On => Overlap::Enabled,
             OverlapChoice::Off => Overlap::Disabled,
         },
-    };
-    Ok(engine::start(engine_config, runner))
+    }
 }

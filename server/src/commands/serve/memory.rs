@@ -20,14 +20,38 @@ const SLOTS_MAX: u64 = i32::MAX as u64;
 pub struct MemoryRequest {
     /// Bytes of the checkpoint's weight files; loaded weights take about as much.
     pub weight_bytes: u64,
-    /// Bytes free now, if known.
+    /// Those of them that every rank holds: the output head.
+    pub shared_bytes: u64,
+    pub ranks: RankShare,
+    /// Bytes free now, if known; on a GPU the part of them that may be used.
     pub available_bytes: Option<u64>,
+    pub cache_share: CacheShare,
     pub kv_cache_bytes: Option<u64>,
     pub kv_dtype: DType,
     pub block_size: usize,
     pub max_model_len: Option<usize>,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
+}
+
+/// How many ranks there are, and what one holds.
+#[derive(Debug, Clone, Copy)]
+pub struct RankShare {
+    pub world_size: usize,
+    /// On this machine, whose memory is shared out.
+    pub here: usize,
+    pub kv_heads_each: usize,
+}
+
+/// Bytes are those of all ranks on this machine.
+/// How much of what weights and buffers leave free the KV cache takes when the operator names no
+/// size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheShare {
+    /// One part of `CACHE_SHARE`, within the bounds for a shared machine.
+    Part,
+    /// All of it: a GPU does nothing else.
+    All,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,13 +103,18 @@ pub fn plan(model: &ModelConfig, request: &MemoryRequest) -> Result<MemoryPlan, 
     if let Some(asked) = request.max_model_len.filter(|asked| *asked > model_max) {
         return Err(MemoryError::LongerThanModel { asked, model_max });
     }
-    let per_token = kv_bytes_per_token(model, request.kv_dtype).ok_or(MemoryError::Overflow)?;
+    let per_token = kv_bytes_per_token(model, request).ok_or(MemoryError::Overflow)?;
     let buffers = buffer_bytes(model, request).ok_or(MemoryError::Overflow)?;
-    let fixed = request.weight_bytes.checked_add(buffers).ok_or(MemoryError::Overflow)?;
+    let weights = weight_bytes(request).ok_or(MemoryError::Overflow)?;
+    let fixed = weights.checked_add(buffers).ok_or(MemoryError::Overflow)?;
     let budget = request.kv_cache_bytes.unwrap_or_else(|| {
         let left = request.available_bytes.map_or(u64::MAX, |free| free.saturating_sub(fixed));
         let context = per_token.saturating_mul(model_max as u64);
-        (left / CACHE_SHARE).min(context.clamp(CACHE_BYTES_DEFAULT, CACHE_BYTES_DEFAULT_MAX))
+        match request.cache_share {
+            CacheShare::All => left,
+            CacheShare::Part => (left / CACHE_SHARE)
+                .min(context.clamp(CACHE_BYTES_DEFAULT, CACHE_BYTES_DEFAULT_MAX)),
+        }
     });
     let block_size = request.block_size;
     let per_block = per_token.checked_mul(block_size as u64).ok_or(MemoryError::Overflow)?;
@@ -93,7 +122,6 @@ pub fn plan(model: &ModelConfig, request: &MemoryRequest) -> Result<MemoryPlan, 
     let kv_cache = num_blocks * per_block;
     let too_large = request.available_bytes.filter(|free| fixed.saturating_add(kv_cache) > *free);
     if let Some(available) = too_large {
-        let weights = request.weight_bytes;
         return Err(MemoryError::TooLarge { weights, kv_cache, buffers, available });
     }
     if num_blocks == 0 {
@@ -112,23 +140,35 @@ pub fn plan(model: &ModelConfig, request: &MemoryRequest) -> Result<MemoryPlan, 
     })
 }
 
-/// Keys and values of one token over all layers.
-fn kv_bytes_per_token(model: &ModelConfig, dtype: DType) -> Option<u64> {
-    [model.num_layers, model.num_kv_heads, model.head_dim, dtype.block_bytes()]
+/// Loaded weights of all ranks here.
+fn weight_bytes(request: &MemoryRequest) -> Option<u64> {
+    let ranks = &request.ranks;
+    let shared = request.shared_bytes.min(request.weight_bytes);
+    let split = (request.weight_bytes - shared).checked_mul(ranks.here as u64)?;
+    split.div_ceil(ranks.world_size as u64).checked_add(shared.checked_mul(ranks.here as u64)?)
+}
+
+/// Keys and values of one token over all layers and all ranks here.
+fn kv_bytes_per_token(model: &ModelConfig, request: &MemoryRequest) -> Option<u64> {
+    let RankShare { here, kv_heads_each, .. } = request.ranks;
+    [model.num_layers, kv_heads_each, here, model.head_dim, request.kv_dtype.block_bytes()]
         .iter()
         .try_fold(2u64, |product, factor| product.checked_mul(*factor as u64))
 }
 
-/// Activations of one step and the logits of its sequences, in f32: an estimate from above.
+/// Activations of one step and the logits of its sequences on all ranks here, in f32: an estimate
+/// from above.
 fn buffer_bytes(model: &ModelConfig, request: &MemoryRequest) -> Option<u64> {
+    let RankShare { world_size, here, kv_heads_each } = request.ranks;
     let mul = |a: usize, b: usize| (a as u64).checked_mul(b as u64);
-    let attention = model.num_heads.checked_add(model.num_kv_heads * 2)?;
+    let num_heads = model.num_heads.div_ceil(world_size);
+    let attention = num_heads.checked_add(kv_heads_each.checked_mul(2)?)?;
     let per_token = mul(model.hidden_size, 4)?
-        .checked_add(mul(model.intermediate_size, 3)?)?
+        .checked_add(mul(model.intermediate_size.div_ceil(world_size), 3)?)?
         .checked_add(mul(attention, model.head_dim)?.checked_mul(2)?)?;
     let activations = per_token.checked_mul(request.max_num_batched_tokens as u64)?;
     let logits = mul(model.vocab_size, request.max_num_seqs)?;
-    activations.checked_add(logits)?.checked_mul(4)
+    activations.checked_add(logits)?.checked_mul(4)?.checked_mul(here as u64)
 }
 
 #[cfg(test)]
@@ -160,7 +200,10 @@ mod tests {
     fn request() -> MemoryRequest {
         MemoryRequest {
             weight_bytes: 500 << 20,
+            shared_bytes: 100 << 20,
+            ranks: RankShare { world_size: 1, here: 1, kv_heads_each: 2 },
             available_bytes: Some(8 << 30),
+            cache_share: CacheShare::Part,
             kv_cache_bytes: None,
             kv_dtype: DType::F16,
             block_size: 16,
@@ -173,7 +216,32 @@ mod tests {
     #[test]
     fn a_token_takes_what_the_cache_allocates_for_it() {
         let per_block = KvCache::bytes_per_block(&model(), 2, 16, DType::F16) as u64;
-        assert_eq!(kv_bytes_per_token(&model(), DType::F16), Some(per_block / 16));
+        assert_eq!(kv_bytes_per_token(&model(), &request()), Some(per_block / 16));
+    }
+
+    #[test]
+    fn all_ranks_of_this_machine_are_counted() {
+        let with = |world_size, here, kv_heads_each| {
+            let ranks = RankShare { world_size, here, kv_heads_each };
+            let request = MemoryRequest { ranks, ..request() };
+            (weight_bytes(&request).unwrap() >> 20, kv_bytes_per_token(&model(), &request).unwrap())
+        };
+        assert_eq!(with(1, 1, 2), (500, 12_288));
+        // The head is there twice, keys and values are shared out.
+        assert_eq!(with(2, 2, 1), (600, 12_288));
+        // Four ranks hold the two kv heads in pairs.
+        assert_eq!(with(4, 4, 1), (800, 2 * 12_288));
+        assert_eq!(with(4, 2, 1), (400, 12_288));
+        let plan_of = |here| {
+            let ranks = RankShare { world_size: 2, here, kv_heads_each: 1 };
+            let kv_cache_bytes = Some(12_288 * 1600);
+            plan(&model(), &MemoryRequest { ranks, kv_cache_bytes, ..request() }).expect("fits")
+        };
+        assert_eq!((plan_of(2).num_blocks, plan_of(1).num_blocks), (100, 200));
+        let four = RankShare { world_size: 4, here: 4, kv_heads_each: 1 };
+        let one = buffer_bytes(&model(), &request()).unwrap();
+        let all = buffer_bytes(&model(), &MemoryRequest { ranks: four, ..request() }).unwrap();
+        assert!(all > one && all < 4 * one);
     }
 
     #[test]
@@ -203,6 +271,14 @@ mod tests {
         assert!(error.contains("1601 tokens x 12 KiB") && error.contains("1600 tokens"), "{error}");
         let named = MemoryRequest { max_model_len: Some(1600), ..small };
         assert_eq!(plan(&model(), &named).expect("fits").max_model_len, 1600);
+    }
+
+    #[test]
+    fn on_a_gpu_the_cache_takes_all_that_is_left() {
+        let gpu = MemoryRequest { cache_share: CacheShare::All, ..request() };
+        let whole = plan(&model(), &gpu).expect("fits");
+        let left = (8u64 << 30) - (500 << 20) - buffer_bytes(&model(), &gpu).expect("small");
+        assert!(left - whole.kv_cache_bytes < 1 << 20, "{} of {left}", whole.kv_cache_bytes);
     }
 
     #[test]

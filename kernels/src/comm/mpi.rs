@@ -1,0 +1,207 @@
+//! The ranks of several processes, started by mpirun or its like, over the MPI that is installed.
+
+use super::Communicator;
+use super::messages::{Channel, Messages};
+use crate::{DType, KernelError, Tensor};
+use mpi::Threading;
+use mpi::environment::{Universe, initialize_with_threading, processor_name};
+use mpi::point_to_point::MatchedReceiveVec;
+use mpi::topology::SimpleCommunicator;
+use mpi::traits::{Communicator as _, CommunicatorCollectives, Destination, Root, Source};
+use std::sync::Arc;
+
+/// Sums up to this length are gathered whole by every rank, which takes one exchange; longer ones
+/// are shared out and gathered, which takes two with fewer bytes.
+const GATHER_LEN_MAX: usize = 16 * 1024;
+/// Bytes of a machine's name that are compared.
+const NAME_BYTES: usize = 256;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MpiError {
+    #[error("MPI was started in this process before")]
+    Started,
+    #[error("this MPI cannot be called by several threads at once; it offers {offered}")]
+    Threads { offered: String },
+}
+
+/// Membership of this process. Leaving it in order waits for all others.
+pub struct MpiProcess {
+    universe: Universe,
+    messages: Arc<MpiMessages>,
+}
+
+impl MpiProcess {
+    /// Meets the other processes. Called once, on the main thread.
+    pub fn join() -> Result<MpiProcess, MpiError> {
+        let (universe, offered) =
+            initialize_with_threading(Threading::Multiple).ok_or(MpiError::Started)?;
+        if offered != Threading::Multiple {
+            let offered = format!("{offered:?}");
+            leave_alone(universe);
+            return Err(MpiError::Threads { offered });
+        }
+        let world = SimpleCommunicator::world();
+        let (rank, world_size) = (world.rank() as usize, world.size() as usize);
+        let messages = MpiMessages { rank, world_size, local_size: local_size(&world) };
+        Ok(MpiProcess { universe, messages: Arc::new(messages) })
+    }
+
+    pub fn messages(&self) -> Arc<MpiMessages> {
+        self.messages.clone()
+    }
+
+    /// Waits until every process leaves.
+    pub fn leave(self) {
+        drop(self.universe);
+    }
+
+    /// Leaves the others to themselves: some of them may be lost, and leaving in order would wait
+    /// for them.
+    pub fn abandon(self) {
+        leave_alone(self.universe);
+    }
+}
+
+fn leave_alone(universe: Universe) {
+    std::mem::forget(universe);
+}
+
+/// Processes whose machine has the name of this one.
+fn local_size(world: &SimpleCommunicator) -> usize {
+    let name = processor_name().unwrap_or_default();
+    let mut own = [0u8; NAME_BYTES];
+    let len = name.len().min(NAME_BYTES);
+    own[..len].copy_from_slice(&name.as_bytes()[..len]);
+    let mut all = vec![0u8; NAME_BYTES * world.size() as usize];
+    world.all_gather_into(&own[..], &mut all[..]);
+    all.chunks_exact(NAME_BYTES).filter(|name| *name == own).count()
+}
+
+/// Any thread may use it.
+pub struct MpiMessages {
+    rank: usize,
+    world_size: usize,
+    local_size: usize,
+}
+
+impl MpiMessages {
+    /// `bytes` of rank 0, on every rank: how the ranks of a group on GPUs agree on an id.
+    /// Every rank calls it, with as many bytes.
+    pub fn broadcast(&self, bytes: &mut [u8]) {
+        SimpleCommunicator::world().process_at_rank(0).broadcast_into(bytes);
+    }
+
+    /// The sums of the same processes.
+    pub fn communicator(&self) -> MpiCommunicator {
+        let (rank, world_size) = (self.rank, self.world_size);
+        MpiCommunicator { rank, world_size, sent: Vec::new(), parts: Vec::new(), sums: Vec::new() }
+    }
+}
+
+fn tag(channel: Channel) -> i32 {
+    match channel {
+        Channel::Work => 1,
+        Channel::Life => 2,
+    }
+}
+
+impl Messages for MpiMessages {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    fn local_size(&self) -> usize {
+        self.local_size
+    }
+
+    fn send(&self, to: usize, channel: Channel, bytes: &[u8]) {
+        let world = SimpleCommunicator::world();
+        world.process_at_rank(to as i32).send_with_tag(bytes, tag(channel));
+    }
+
+    fn try_receive(&self, channel: Channel) -> Option<(usize, Vec<u8>)> {
+        let world = SimpleCommunicator::world();
+        let found = world.any_process().immediate_matched_probe_with_tag(tag(channel))?;
+        let (bytes, status) = found.matched_receive_vec::<u8>();
+        Some((status.source_rank() as usize, bytes))
+    }
+}
+
+/// Sums over the processes of a group.
+pub struct MpiCommunicator {
+    rank: usize,
+    world_size: usize,
+    /// This rank's values, filled up to equal shares.
+    sent: Vec<f32>,
+    /// What the others sent, in rank order.
+    parts: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+impl Communicator for MpiCommunicator {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    /// Numbers: added in rank order for every value, so the same bits on every rank in every run,
+    /// and those of `comm::local`.
+    /// Errors: `DType` unless F32. Waits for ever for a rank that is lost: the processes are
+    /// watched from outside.
+    fn all_reduce_sum(&mut self, x: &mut Tensor) -> Result<(), KernelError> {
+        if x.dtype() != DType::F32 {
+            let (op, what) = ("all_reduce_sum", "x");
+            let (got, expected) = (x.dtype().name(), "F32");
+            return Err(KernelError::DType { op, what, got, expected });
+        }
+        let values = x.f32_mut();
+        match values.len() <= GATHER_LEN_MAX || self.world_size == 2 {
+            true => self.gather(values),
+            false => self.share_out(values),
+        }
+        Ok(())
+    }
+}
+
+impl MpiCommunicator {
+    fn gather(&mut self, values: &mut [f32]) {
+        let len = values.len();
+        self.parts.resize(len * self.world_size, 0.0);
+        let parts = &mut self.parts[..len * self.world_size];
+        SimpleCommunicator::world().all_gather_into(&*values, parts);
+        add_in_order(values, parts);
+    }
+
+    /// Each rank adds one share and hands it to all.
+    fn share_out(&mut self, values: &mut [f32]) {
+        let world = SimpleCommunicator::world();
+        let share = values.len().div_ceil(self.world_size);
+        self.sent.clear();
+        self.sent.extend_from_slice(values);
+        self.sent.resize(share * self.world_size, 0.0);
+        self.parts.resize(share * self.world_size, 0.0);
+        let parts = &mut self.parts[..share * self.world_size];
+        world.all_to_all_into(&self.sent[..], parts);
+        self.sums.resize(share, 0.0);
+        add_in_order(&mut self.sums[..share], parts);
+        world.all_gather_into(&self.sums[..share], parts);
+        values.copy_from_slice(&parts[..values.len()]);
+    }
+}
+
+fn add_in_order(out: &mut [f32], parts: &[f32]) {
+    let mut parts = parts.chunks_exact(out.len().max(1));
+    if let Some(first) = parts.next() {
+        out.copy_from_slice(first);
+    }
+    for part in parts {
+        out.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+    }
+}

@@ -1,0 +1,260 @@
+//! Packed weights read as the kernels do, lane by lane, and the plans of launches.
+
+use super::layout::{Format, Layout, TILE_K, TILE_N};
+use super::pack::Packed;
+use super::*;
+use crate::DType;
+use crate::ops::dequantize::dequantize;
+use crate::ops::linear::tests::weight_bytes;
+use crate::ops::testing::assert_same_bits;
+use half::{bf16, f16};
+
+/// Rows and columns; columns become whole blocks. Some fill tiles, some do not.
+const SHAPES: [[usize; 2]; 4] = [[1, 1], [40, 33], [128, 256], [150, 520]];
+
+/// What a lane of a warp has of a tile's 16-row block at one step of 16 columns, for one half of
+/// the rows: the two registers of a B operand, as four values. Mirrors `formats.cuh`.
+struct Lane<'a> {
+    layout: Layout,
+    packed: &'a Packed,
+    activation: DType,
+    tile_row: usize,
+    tile_step: usize,
+    block: usize,
+    half: usize,
+    step: usize,
+    lane: usize,
+}
+
+impl Lane<'_> {
+    fn row_in_tile(&self) -> usize {
+        self.block * 16 + self.half * 8 + self.lane / 4
+    }
+
+    /// Row and column of W of value `i`, by the PTX ISA's table of B fragments of m16n8k16.
+    fn place(&self, i: usize) -> [usize; 2] {
+        let k = self.lane % 4 * 2 + i % 2 + i / 2 * 8;
+        [self.tile_row * TILE_N + self.row_in_tile(), self.tile_step * TILE_K + self.step * 16 + k]
+    }
+
+    fn vector(&self, index: usize) -> [u32; 4] {
+        let format = self.layout.format;
+        let tile = self.tile_row * self.layout.num_steps() + self.tile_step;
+        let vectors_per_block = format.code_bits() / 4;
+        let vector = self.block * vectors_per_block + index;
+        let at = tile * format.tile_bytes() + vector * 512 + self.lane * 16;
+        let words = &self.packed.codes[at..at + 16];
+        std::array::from_fn(|i| {
+            u32::from_le_bytes(words[4 * i..4 * i + 4].try_into().expect("4 bytes"))
+        })
+    }
+
+    fn header(&self) -> &[u8] {
+        let format = self.layout.format;
+        let header_steps = format.header_k() / TILE_K;
+        let header = self.tile_row * self.layout.headers_per_row() + self.tile_step / header_steps;
+        let at = (header * TILE_N + self.row_in_tile()) * format.header_bytes();
+        &self.packed.headers[at..at + format.header_bytes()]
+    }
+
+    fn half_at(&self, at: usize) -> f32 {
+        let header = self.header();
+        f16::from_le_bytes([header[at], header[at + 1]]).to_f32()
+    }
+
+    fn values(&self) -> [f32; 4] {
+        match self.layout.format {
+            Format::Plain => {
+                let words = self.vector(2 * self.half + self.step / 2);
+                let word = |i: usize| words[self.step % 2 * 2 + i / 2];
+                std::array::from_fn(|i| self.widen((word(i) >> (i % 2 * 16)) as u16))
+            }
+            Format::W8 => {
+                let d = self.half_at(self.step / 2 * 2);
+                self.bytes().map(|q| d * q)
+            }
+            Format::W4 => {
+                let d = self.half_at(self.step / 2 * 2);
+                self.nibbles().map(|q| d * (q - 8.0))
+            }
+            Format::W4K => {
+                let header = self.header();
+                let word = |i: usize| {
+                    u32::from_le_bytes(header[4 * i..4 * i + 4].try_into().expect("4 bytes"))
+                };
+                let bits = match self.tile_step % 4 {
+                    3 => word(1) >> 24 | word(2) >> 24 << 8 | word(3) >> 24 << 16,
+                    step => word(1 + step),
+                } >> (self.step / 2 * 12);
+                let scale = self.half_at(0) * (bits & 63) as f32;
+                let min = self.half_at(2) * (bits >> 6 & 63) as f32;
+                self.nibbles().map(|q| scale * q - min)
+            }
+            Format::W8K => {
+                let sixteenth = self.tile_step % 4 * 4 + self.step;
+                let scale = self.half_at(0) * f32::from(self.header()[4 + sixteenth] as i8);
+                let min = self.half_at(2) * f32::from(self.header()[20 + sixteenth / 2]);
+                self.bytes().map(|q| scale * q - min)
+            }
+        }
+    }
+
+    fn bytes(&self) -> [f32; 4] {
+        self.vector(self.half)[self.step].to_le_bytes().map(|byte| f32::from(byte) - 128.0)
+    }
+
+    fn nibbles(&self) -> [f32; 4] {
+        let word = self.vector(0)[self.step];
+        let order = if self.half == 0 { [7, 0, 1, 2] } else { [3, 4, 5, 6] };
+        order.map(|i| (word >> (4 * i) & 15) as f32)
+    }
+
+    fn widen(&self, bits: u16) -> f32 {
+        match self.activation {
+            DType::F16 => f16::from_bits(bits).to_f32(),
+            _ => bf16::from_bits(bits).to_f32(),
+        }
+    }
+}
+
+/// Every value of W as some lane sees it, in row-major order of the padded weight.
+fn values_of_lanes(layout: Layout, packed: &Packed, activation: DType) -> (usize, Vec<f32>) {
+    let (rows, columns) = (layout.num_tile_rows() * TILE_N, layout.num_steps() * TILE_K);
+    let mut out = vec![f32::NAN; rows * columns];
+    for tile_row in 0..layout.num_tile_rows() {
+        for tile_step in 0..layout.num_steps() {
+            for place in 0..TILE_N / 16 * 2 * (TILE_K / 16) * 32 {
+                let [block, half] = [place / 256, place / 128 % 2];
+                let [step, lane] = [place / 32 % 4, place % 32];
+                let lane = Lane {
+                    layout,
+                    packed,
+                    activation,
+                    tile_row,
+                    tile_step,
+                    block,
+                    half,
+                    step,
+                    lane,
+                };
+                for (i, value) in lane.values().into_iter().enumerate() {
+                    let [row, column] = lane.place(i);
+                    out[row * columns + column] = value;
+                }
+            }
+        }
+    }
+    (columns, out)
+}
+
+#[test]
+fn lanes_find_the_values_of_the_checkpoint_and_zeros_around_them() {
+    for (dtype, [n, k], activation) in DType::ALL.into_iter().flat_map(|dtype| {
+        SHAPES.into_iter().flat_map(move |s| [DType::F16, DType::BF16].map(|a| (dtype, s, a)))
+    }) {
+        let k = k.next_multiple_of(dtype.block_len());
+        let layout = Layout { format: Format::of(dtype), out_features: n, in_features: k };
+        let bytes = weight_bytes(dtype, n, k);
+        let packed = Packed::new(&layout, dtype, activation, &bytes).expect("memory");
+        let (columns, values) = values_of_lanes(layout, &packed, activation);
+        let mut expected = vec![0.0; n * k];
+        dequantize(dtype, &bytes, &mut expected).expect("whole blocks");
+        if layout.format == Format::Plain {
+            for value in &mut expected {
+                *value = match activation {
+                    DType::F16 => f16::from_f32(*value).to_f32(),
+                    _ => bf16::from_f32(*value).to_f32(),
+                };
+            }
+        }
+        let name = format!("{dtype} as {activation} [{n}, {k}]");
+        for (row, values) in values.chunks(columns).enumerate() {
+            let inside = if row < n { k } else { 0 };
+            assert_same_bits(&values[..inside], &expected[row * inside..][..inside], &name);
+            assert!(values[inside..].iter().all(|&x| x == 0.0), "{name}: padding of row {row}");
+        }
+    }
+}
+
+/// The kernels' sources, in the order of `Format::ALL`, with the name of each format there.
+const SOURCES: [(&str, &str); 5] = [
+    ("Plain", include_str!("../linear_plain.cu")),
+    ("W8", include_str!("../linear_w8.cu")),
+    ("W4", include_str!("../linear_w4.cu")),
+    ("W4K", include_str!("../linear_w4k.cu")),
+    ("W8K", include_str!("../linear_w8k.cu")),
+];
+
+#[test]
+fn launches_are_those_that_the_sources_are_compiled_for() {
+    let mut lines = Vec::new();
+    for ((format, (name, _)), kernels) in
+        Format::ALL.into_iter().zip(SOURCES).zip(KERNELS.chunks(2 * HEIGHTS.len()))
+    {
+        for (i, kernel) in kernels.iter().enumerate() {
+            let activation = if i < HEIGHTS.len() { "__nv_bfloat16" } else { "__half" };
+            let i = i % HEIGHTS.len();
+            let (height, stages) = (HEIGHTS[i], num_stages(format)[i]);
+            lines.push(format!(
+                "LINEAR_KERNEL({}, {activation}, {name}, {height}, {stages})",
+                kernel.name
+            ));
+        }
+    }
+    let sources = SOURCES.iter().flat_map(|(_, source)| source.lines());
+    let compiled: Vec<&str> = sources.filter(|line| line.starts_with("LINEAR_KERNEL")).collect();
+    assert_eq!(compiled, lines);
+}
+
+#[test]
+fn blocks_fit_the_shared_memory_of_small_devices() {
+    for format in Format::ALL {
+        for height in 0..HEIGHTS.len() {
+            // What arrive_last keeps beside the dynamic part.
+            let bytes = shared_bytes(format, height) + 16;
+            assert!(bytes <= 99 << 10, "{format:?} {height}: {bytes}");
+        }
+    }
+}
+
+#[test]
+fn few_rows_take_low_blocks_and_fill_the_device_with_splits() {
+    let wide = Layout { format: Format::W4K, out_features: 4096, in_features: 4096 };
+    let vocabulary = Layout { format: Format::Plain, out_features: 151_936, in_features: 1024 };
+    let cases = [
+        // layout, rows, height, grid
+        (wide, 1, 16, [1, 32, 4]),
+        (wide, 17, 32, [1, 32, 4]),
+        (wide, 64, 64, [1, 32, 4]),
+        (wide, 256, 128, [2, 32, 4]),
+        (wide, 512, 128, [4, 32, 1]),
+        (wide, 8192, 128, [64, 32, 1]),
+        (vocabulary, 1, 16, [1, 1187, 1]),
+    ];
+    for (layout, rows, height, grid) in cases {
+        let plan = Plan::new(&layout, rows);
+        let geometry = plan.geometry(&layout, rows);
+        assert_eq!((HEIGHTS[plan.height], geometry.grid), (height, grid), "{layout:?} {rows}");
+    }
+}
+
+#[test]
+fn partial_sums_of_every_plan_fit_the_workspace() {
+    for format in Format::ALL {
+        for n in [1, 896, 1152, 4096, 16_256, 27_648, 151_936] {
+            for k in [256, 896, 4096, 27_648] {
+                let k = usize::next_multiple_of(k, format.header_k());
+                let layout = Layout { format, out_features: n, in_features: k };
+                for rows in [1, 16, 63, 64, 65, 100, 1000, 2300, 8192, 16_384] {
+                    let plan = Plan::new(&layout, rows);
+                    if plan.splits == Splits::SideBySide {
+                        let bytes = ARRIVALS_BYTES + plan.partials_bytes(&layout, rows);
+                        assert!(bytes <= CudaDevice::WORKSPACE_BYTES, "{layout:?} {rows}");
+                        let blocks = plan.num_blocks_of_split(&layout, rows);
+                        assert!(blocks * 4 <= ARRIVALS_BYTES, "{layout:?} {rows}");
+                    }
+                }
+            }
+        }
+    }
+}

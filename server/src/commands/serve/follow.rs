@@ -1,0 +1,51 @@
+//! A rank other than 0 as a process of its own: no HTTP, no text, no engine.
+
+use super::device::Devices;
+use super::load::{Opened, rank_config};
+use super::processes::Others;
+use super::start_logging;
+use crate::commands::{CommandError, StartupError};
+use crate::config::ServeConfig;
+use crate::ranks::{Follower, RankStartError};
+use models::ShardSpec;
+
+/// Computes what rank 0 sends until it has served to its end. Signals are left to rank 0, which
+/// first lets running requests end.
+///
+/// Errors: whatever keeps the rank from starting; rank 0 or this rank is lost.
+pub async fn run(config: ServeConfig, others: Others) -> Result<(), CommandError> {
+    start_logging(&config.log);
+    let _ignored = super::Signals::new()
+        .map_err(|source| StartupError::Io { path: "signal handlers".into(), source })?;
+    let follower = Follower::new(others.messages.clone()).map_err(StartupError::watch_thread)?;
+    // Nothing else runs on this thread.
+    let result = follow(&config, others, &follower);
+    if let Err(error) = &result {
+        follower.fail(error.to_string());
+    }
+    result
+}
+
+fn follow(config: &ServeConfig, others: Others, follower: &Follower) -> Result<(), CommandError> {
+    let Others { messages, communicator } = others;
+    let model = Opened::find(config, Some(&*messages))?;
+    let setup = follower.offer(model.room())?;
+    let devices = Devices::one_of(
+        &config.compute,
+        messages.rank(),
+        messages.local_size(),
+        model.activation(),
+    )?;
+    let spec = ShardSpec { rank: messages.rank(), world_size: messages.world_size() };
+    tracing::info!("rank {} of {}: {devices}", spec.rank, spec.world_size);
+    let device = &devices.ranks[0];
+    let (rank_config, backend) = (rank_config(config, &setup, device), device.backend.clone());
+    let max_model_len = setup.room.max_model_len;
+    let result = follower.follow(rank_config, communicator, move || {
+        models::load_model(&backend, &model.checkpoint, spec, max_model_len)
+    });
+    result.map_err(|error| match error {
+        RankStartError::Process(lost) => CommandError::DeviceLost(lost),
+        other => CommandError::Startup(other.into()),
+    })
+}

@@ -1,0 +1,178 @@
+//! A rank other than 0 as a process of its own: it computes what rank 0 sends until told to end.
+
+use super::group::{RankConfig, RankStartError};
+use super::link::{RankLink, Reply};
+use super::peers::Peers;
+use super::progress::{Counted, LOOK_INTERVAL, Progress};
+use super::wire::{Room, Setup, Sign, Work, decode};
+use super::worker::{self, RankSpec};
+use crate::engine::{Plan, RunnerError};
+use kernels::comm::Communicator;
+use kernels::comm::messages::{Channel, Messages};
+use models::{LoadError, Model};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TrySendError, sync_channel};
+use std::time::Duration;
+
+/// While a plan is computed the next one may wait for so long: looking takes time from the cores.
+const BUSY_INTERVAL: Duration = Duration::from_millis(2);
+/// Looks for a plan without a pause, about as long as rank 0 takes between two steps.
+const EAGER_LOOKS: u32 = 2_000;
+/// Then with this pause, and after some seconds with the longer one.
+const SHORT_PAUSE: Duration = Duration::from_micros(50);
+const SHORT_PAUSES: u32 = 20_000;
+const LONG_PAUSE: Duration = Duration::from_millis(2);
+/// Rank 0 gets so long to answer its clients before this process ends, since a launcher may then
+/// end all others.
+const LAST_WORDS_TIME: Duration = Duration::from_millis(1500);
+
+/// The process of one rank, from the first message to the last.
+pub struct Follower {
+    rank: usize,
+    messages: Arc<dyn Messages>,
+    peers: Arc<Peers>,
+}
+
+impl Follower {
+    /// Errors: the system has no thread for the watch.
+    pub fn new(messages: Arc<dyn Messages>) -> std::io::Result<Follower> {
+        let peers = Peers::watch(messages.clone(), [0])?;
+        Ok(Follower { rank: messages.rank(), messages, peers })
+    }
+
+    /// Tells rank 0 what this rank has room for and waits for what it decides.
+    ///
+    /// Errors: rank 0 is lost or has failed.
+    pub fn offer(&self, room: Room) -> Result<Setup, RunnerError> {
+        self.peers.say(Sign::Room(room));
+        loop {
+            match self.next_work()? {
+                Some(Work::Setup(setup)) => return Ok(setup),
+                Some(work) => return Err(self.broken(format!("{work:?} before a setup"))),
+                None => std::thread::sleep(LONG_PAUSE),
+            }
+        }
+    }
+
+    /// Loads the model, then computes plans until rank 0 sends no more.
+    ///
+    /// Errors: the model cannot be loaded; `RankStartError::Process`: rank 0 is lost, or this rank
+    /// failed in a step.
+    pub fn follow(
+        &self,
+        config: RankConfig,
+        communicator: Box<dyn Communicator>,
+        model: impl FnOnce() -> Result<Box<dyn Model>, LoadError> + Send + 'static,
+    ) -> Result<(), RankStartError> {
+        let (mut progress, count) = (Progress::default(), Arc::new(AtomicU64::new(0)));
+        progress.add(count.clone());
+        progress.add_backend(&config.backend);
+        self.peers.tell(progress);
+        let communicator = Box::new(Counted { inner: communicator, count });
+        let spec = RankSpec { config, communicator, model: Box::new(model) };
+        let (started_sender, started) = sync_channel(1);
+        // One answer for each plan that is computed or waits, and one failure.
+        let (reply_sender, replies) = sync_channel(2 + super::link::PLANS_WAITING_MAX);
+        let link = worker::spawn(self.rank, spec, started_sender, reply_sender)?;
+        self.wait_for_start(&started)?;
+        self.peers.say(Sign::Ready);
+        match self.serve(&link, &replies) {
+            Ok(()) => {
+                self.peers.close();
+                link.join();
+                Ok(())
+            }
+            Err(error) => {
+                link.abandon();
+                Err(RankStartError::Process(error))
+            }
+        }
+    }
+
+    /// Tells rank 0 why this process ends, and lets it answer its clients first.
+    pub fn fail(&self, reason: String) {
+        self.peers.say(Sign::Failed { reason });
+        std::thread::sleep(LAST_WORDS_TIME);
+    }
+
+    fn wait_for_start(
+        &self,
+        started: &Receiver<Result<(), RankStartError>>,
+    ) -> Result<(), RankStartError> {
+        loop {
+            match started.recv_timeout(LOOK_INTERVAL) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    let reason = "its thread ended".to_string();
+                    return Err(RankStartError::Panicked { rank: self.rank, reason });
+                }
+            }
+            if let Some(error) = self.peers.lost() {
+                return Err(RankStartError::Process(error));
+            }
+        }
+    }
+
+    /// Hands plans to the rank's thread. Never waits for it without an end: it may wait for a rank
+    /// that is lost.
+    fn serve(&self, link: &RankLink, replies: &Receiver<Reply>) -> Result<(), RunnerError> {
+        let (mut pending, mut num_computing, mut num_looks) = (None::<Arc<Plan>>, 0usize, 0u32);
+        let mut has_ended = false;
+        while !(has_ended && num_computing == 0) {
+            if pending.is_none() && !has_ended {
+                match self.next_work()? {
+                    Some(Work::Plan(plan)) => pending = Some(plan),
+                    Some(Work::End) => has_ended = true,
+                    Some(work) => return Err(self.broken(format!("{work:?} in between"))),
+                    None => {}
+                }
+            }
+            if let Some(plan) = pending.take() {
+                match link.try_send(plan) {
+                    Ok(()) => num_computing += 1,
+                    Err(TrySendError::Full(plan)) => pending = Some(plan),
+                    Err(TrySendError::Disconnected(_)) => {}
+                }
+                num_looks = 0;
+            }
+            if num_computing == 0 && !has_ended {
+                pause(num_looks);
+                num_looks = num_looks.saturating_add(1);
+                continue;
+            }
+            match replies.recv_timeout(BUSY_INTERVAL) {
+                Ok(Reply { result, .. }) => {
+                    result?;
+                    num_computing -= 1;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.broken("the rank's thread ended".to_string()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn next_work(&self) -> Result<Option<Work>, RunnerError> {
+        if let Some(error) = self.peers.lost() {
+            return Err(error);
+        }
+        let Some((_, bytes)) = self.messages.try_receive(Channel::Work) else { return Ok(None) };
+        decode(&bytes).map(Some).map_err(|reason| self.broken(reason))
+    }
+
+    fn broken(&self, reason: String) -> RunnerError {
+        RunnerError::RankFailed { rank: self.rank, reason }
+    }
+}
+
+fn pause(num_looks: u32) {
+    match num_looks {
+        ..EAGER_LOOKS => std::thread::yield_now(),
+        EAGER_LOOKS..SHORT_PAUSES => std::thread::sleep(SHORT_PAUSE),
+        _ => std::thread::sleep(LONG_PAUSE),
+    }
+}

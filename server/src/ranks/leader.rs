@@ -1,0 +1,105 @@
+//! Rank 0's side of a group whose other ranks are processes of their own.
+
+use super::group::RankStartError;
+use super::link::{PLANS_WAITING_MAX, RankLink, Reply};
+use super::peers::Peers;
+use super::progress::Progress;
+use super::wire::{Room, Setup, Sign, Work, encode};
+use crate::engine::{Plan, RunnerError, StepOutput};
+use kernels::comm::messages::{Channel, Messages};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+/// Hands plans to the other processes and watches them.
+pub struct Leader {
+    messages: Arc<dyn Messages>,
+    peers: Arc<Peers>,
+}
+
+impl Leader {
+    /// Errors: the system has no thread for the watch.
+    pub fn new(messages: Arc<dyn Messages>) -> std::io::Result<Leader> {
+        let others = 1..messages.world_size();
+        Ok(Leader { peers: Peers::watch(messages.clone(), others)?, messages })
+    }
+
+    /// Waits until every rank has told what it has room for, and tells all what to do in the
+    /// smallest.
+    ///
+    /// Errors: a process was lost or could not open the model.
+    pub fn agree(
+        &self,
+        own: Room,
+        setup: impl FnOnce(Room) -> Setup,
+    ) -> Result<Setup, RankStartError> {
+        let rooms = self.peers.rooms().map_err(RankStartError::Process)?;
+        let setup = setup(rooms.into_iter().fold(own, Room::smaller));
+        let bytes = encode(&Work::Setup(setup.clone()));
+        for rank in 1..self.messages.world_size() {
+            self.messages.send(rank, Channel::Work, &bytes);
+        }
+        Ok(setup)
+    }
+
+    /// Calls `act` when the first process is lost, whether or not a plan is under way.
+    pub fn on_loss(&self, act: impl FnOnce(RunnerError) + Send + 'static) {
+        self.peers.on_loss(act);
+    }
+
+    pub(super) fn num_others(&self) -> usize {
+        self.messages.world_size() - 1
+    }
+
+    pub(super) fn lost(&self) -> Option<RunnerError> {
+        self.peers.lost()
+    }
+
+    /// Tells the others that nothing more will come.
+    pub(super) fn fail(&self, reason: String) {
+        self.peers.say(Sign::Failed { reason });
+    }
+
+    pub(super) fn close(&self) {
+        self.peers.close();
+    }
+
+    /// Links to the other ranks, once they have loaded.
+    pub(super) fn links(
+        &self,
+        progress: &mut Progress,
+        replies: &SyncSender<Reply>,
+    ) -> Result<Vec<RankLink>, RankStartError> {
+        self.peers.tell(progress.clone());
+        self.peers.ready().map_err(RankStartError::Process)?;
+        self.peers.progress().into_iter().for_each(|counter| progress.add(counter));
+        (1..self.messages.world_size()).map(|rank| self.link(rank, replies.clone())).collect()
+    }
+
+    fn link(&self, rank: usize, replies: SyncSender<Reply>) -> Result<RankLink, RankStartError> {
+        let (sender, plans) = sync_channel(PLANS_WAITING_MAX);
+        let messages = self.messages.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("rank-{rank}-link"))
+            .spawn(move || pass_on(rank, &*messages, &plans, &replies))
+            .map_err(|source| RankStartError::Thread { rank, source })?;
+        Ok(RankLink::new(sender, thread))
+    }
+}
+
+/// Sends plans until the link closes. A plan that was sent counts as answered: the sums of rank 0
+/// wait for those of the other ranks, and what goes wrong with them is told by signs.
+fn pass_on(
+    rank: usize,
+    messages: &dyn Messages,
+    plans: &Receiver<Arc<Plan>>,
+    replies: &SyncSender<Reply>,
+) {
+    while let Ok(plan) = plans.recv() {
+        messages.send(rank, Channel::Work, &encode(&Work::Plan(plan)));
+        let result = Ok(StepOutput::default());
+        if replies.send(Reply { rank, result }).is_err() {
+            return;
+        }
+    }
+    messages.send(rank, Channel::Work, &encode(&Work::End));
+}

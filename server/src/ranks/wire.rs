@@ -1,0 +1,69 @@
+//! What the processes of a group say to each other, as bytes.
+
+use crate::engine::Plan;
+use crate::engine::plan::shared;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// From rank 0 to every other rank, in this order: Setup, Plan..., End.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Work {
+    Setup(Setup),
+    Plan(#[serde(with = "shared")] Arc<Plan>),
+    /// No more plans will come.
+    End,
+}
+
+/// What all ranks must do alike, as rank 0 decided it from what each has room for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    pub room: Room,
+    pub block_size: usize,
+    pub kv_in_f16: bool,
+    pub max_num_seqs: usize,
+    pub max_num_batched_tokens: usize,
+    pub sampleable_vocab: usize,
+}
+
+/// What a rank's machine has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    pub num_blocks: usize,
+    pub max_model_len: usize,
+}
+
+impl Room {
+    /// What both have.
+    pub fn smaller(self, other: Room) -> Room {
+        Room {
+            num_blocks: self.num_blocks.min(other.num_blocks),
+            max_model_len: self.max_model_len.min(other.max_model_len),
+        }
+    }
+}
+
+/// Signs of life, several a second, between rank 0 and every other rank.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Sign {
+    Alive {
+        progress: u64,
+    },
+    Room(Room),
+    /// The model is loaded.
+    Ready,
+    /// The sender's last word.
+    Failed {
+        reason: String,
+    },
+}
+
+pub(super) fn encode(message: &impl Serialize) -> Vec<u8> {
+    postcard::to_stdvec(message).expect("plain data can be written")
+}
+
+/// Errors: bytes of another version of the program.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    postcard::from_bytes(bytes)
+        .map_err(|error| format!("a message of another version of this program: {error}"))
+}

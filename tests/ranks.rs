@@ -1,0 +1,224 @@
+//! One rank = many ranks: the same greedy tokens, and logits within the rounding of f32, however
+//! many ranks share a model out; below HTTP and over it.
+
+use kernels::Backend;
+use kernels::device::cpu::CpuDevice;
+use models::{Checkpoint, TokenId};
+use serde_json::{Value, json};
+use server::commands::serve::load::load;
+use server::config::{Command, Environment, parse};
+use server::engine::{EngineConfig, PolicyKind, PrefixCaching, Request, SamplingParams};
+use server::http::{AppState, HttpConfig, serve};
+use std::path::{Path, PathBuf};
+use tests::golden::{Golden, golden_paths};
+use tests::http::{Answer, post_bytes};
+use tests::observed::{Arrivals, run_engine};
+use tests::random::Random;
+use tests::serving::{Limits, MODEL_LEN_MAX, TINY_VOCAB, start_ranks, tiny_checkpoint};
+use tests::session::{Session, argmax, max_abs_difference};
+
+const DENSE: [&str; 5] = ["qwen2-tied", "qwen2-untied", "qwen3-tied", "qwen3-untied", "qwen3-yarn"];
+/// What the order of f32 additions may change in a logit; measured: 1e-5.
+const TOLERANCE: f32 = 1e-4;
+/// The CPU keeps keys and values in F16 and quantised models' activations in 8 bits, so a change in
+/// the last bit may become one of such a step; and four ranks read parts of 256-value blocks as F32,
+/// without rounding activations at all. In parts of the largest logit.
+const TOLERANCE_CPU: f32 = 0.05;
+/// Where the two best logits are nearer than this, rounding may choose the other one: a tie.
+const MARGIN_MIN: f32 = 0.01;
+
+#[test]
+fn many_ranks_give_the_logits_of_one() {
+    for (path, golden) in golden_models() {
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let prompt = prompts(&golden).into_iter().max_by_key(Vec::len).unwrap();
+        let prompt = &prompt[..prompt.len().min(20)];
+        for backend in [Backend::Reference, Backend::Cpu(CpuDevice::new(1, None))] {
+            let alone = Session::new(&backend, &checkpoint, 1, MODEL_LEN_MAX);
+            let alone = run_steps(alone, prompt);
+            let largest = alone.iter().flatten().fold(0f32, |max, x| max.max(x.abs()));
+            let tolerance = match backend {
+                Backend::Reference => TOLERANCE,
+                _ => TOLERANCE_CPU * largest,
+            };
+            for world_size in [2, 4] {
+                let ranks = run_ranks(&backend, &checkpoint, world_size, prompt);
+                assert!(ranks.iter().all(|logits| logits == &ranks[0]), "ranks differ: {path:?}");
+                for (one, many) in alone.iter().zip(&ranks[0]) {
+                    let difference = max_abs_difference(one, many);
+                    let what = format!("{world_size} ranks on {} of {path:?}", backend.name());
+                    assert!(difference < tolerance, "{what}: {difference}, allowed {tolerance}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_ranks_continue_as_the_golden_data_and_every_run_alike() {
+    for (path, golden) in golden_models() {
+        for (world_size, cpu) in [(1, false), (2, false), (4, false), (2, true), (4, true)] {
+            let backends = (0..world_size).map(|_| match cpu {
+                true => Backend::Cpu(CpuDevice::new(1, None)),
+                false => Backend::Reference,
+            });
+            let backends: Vec<Backend> = backends.collect();
+            let first = continuations(&backends, &path, &golden);
+            if cpu {
+                // Nobody says which rank comes first; the bits must not depend on it.
+                assert_eq!(first, continuations(&backends, &path, &golden), "{path:?}");
+                continue;
+            }
+            let mut num_compared = 0;
+            for (case, tokens) in golden.cases("prompts").iter().zip(&first) {
+                let is_sure = |margin: &f32| *margin >= MARGIN_MIN;
+                let sure = case.margins.iter().take_while(|margin| is_sure(margin)).count();
+                let what = format!("{world_size} ranks, {path:?}");
+                assert_eq!(tokens[..sure], case.continuation[..sure], "{what}");
+                num_compared += sure;
+            }
+            assert!(num_compared > 0, "nothing was compared for {path:?}");
+        }
+    }
+}
+
+#[test]
+fn the_server_answers_alike_with_one_rank_and_with_many() {
+    let path = tiny_checkpoint("models/qwen2-tied").unwrap();
+    let answers: Vec<Value> = [1, 2, 4].into_iter().map(|ranks| serve_with(&path, ranks)).collect();
+    assert_eq!(answers[0]["choices"][0]["finish_reason"], "length");
+    let text = |answer: &Value| answer["choices"][0]["text"].as_str().unwrap().to_string();
+    assert!(!text(&answers[0]).is_empty());
+    assert_eq!(text(&answers[1]), text(&answers[0]));
+    assert_eq!(text(&answers[2]), text(&answers[0]));
+}
+
+#[test]
+fn a_count_of_ranks_that_the_heads_do_not_allow_is_refused() {
+    let path = tiny_checkpoint("models/qwen2-tied").unwrap();
+    let error = load(&config(&path, 3), None).err().unwrap().to_string();
+    assert!(error.contains("tensor parallel size") && error.contains('3'), "{error}");
+}
+
+/// The copies in this repository and, of those beside it, what fits the time.
+fn golden_models() -> Vec<(PathBuf, Golden)> {
+    let mut models = Vec::new();
+    for folder in golden_paths("models", |name| DENSE.contains(&name)) {
+        let golden = Golden::read(&folder.join("golden.json"), &folder.join("golden.safetensors"));
+        models.push((folder, golden));
+    }
+    for path in golden_paths("gguf", |name| name.starts_with("tiny-") && name.ends_with(".gguf")) {
+        let golden =
+            Golden::read(&path.with_extension("json"), &path.with_extension("golden.safetensors"));
+        models.push((path, golden));
+    }
+    let data = tests::data_dir();
+    models.retain(|(path, _)| path.starts_with(&data));
+    assert!(models.len() >= 3, "the copies in tests/data are missing");
+    models
+}
+
+fn prompts(golden: &Golden) -> Vec<Vec<u32>> {
+    golden.cases("prompts").into_iter().map(|case| case.ids).collect()
+}
+
+/// The logits after the prompt and after some greedy tokens of the first rank's choice.
+fn run_steps(mut session: Session, prompt: &[u32]) -> Vec<Vec<f32>> {
+    let mut logits = vec![session.step(&[(0, prompt)]).remove(0)];
+    // The same tokens whatever the logits are, so that one flip does not change all that follows.
+    for token in prompt.iter().rev().take(4) {
+        logits.push(session.step(&[(0, &[*token])]).remove(0));
+    }
+    assert!((argmax(&logits[0]) as usize) < logits[0].len());
+    logits
+}
+
+fn run_ranks(
+    backend: &Backend,
+    checkpoint: &Checkpoint,
+    world_size: usize,
+    prompt: &[u32],
+) -> Vec<Vec<Vec<f32>>> {
+    std::thread::scope(|scope| {
+        let start = |link: kernels::comm::local::Local| {
+            let backend = match backend {
+                Backend::Reference => Backend::Reference,
+                Backend::Cpu(_) => Backend::Cpu(CpuDevice::new(1, None)),
+            };
+            scope.spawn(move || {
+                let link = Box::new(link);
+                let session = Session::new_sharded(&backend, checkpoint, 1, MODEL_LEN_MAX, link);
+                run_steps(session, prompt)
+            })
+        };
+        let ranks: Vec<_> =
+            kernels::comm::local::group(world_size).into_iter().map(start).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+/// Greedy tokens for every golden prompt, all in one batch.
+fn continuations(backends: &[Backend], path: &Path, golden: &Golden) -> Vec<Vec<u32>> {
+    let limits =
+        Limits { num_blocks: 64, block_size: 16, max_num_seqs: 8, max_num_batched_tokens: 48 };
+    let group = start_ranks(backends, path, limits, TINY_VOCAB);
+    let requests: Vec<Request> = golden
+        .cases("prompts")
+        .iter()
+        .map(|case| {
+            let prompt = case.ids.iter().map(|&id| TokenId(id)).collect();
+            let max_new_tokens = case.continuation.len();
+            let sampling = SamplingParams { max_new_tokens, ..Default::default() };
+            Request { prompt, sampling, priority: 0, cache_salt: Default::default() }
+        })
+        .collect();
+    let config = EngineConfig {
+        block_size: limits.block_size,
+        num_blocks: limits.num_blocks,
+        max_num_seqs: limits.max_num_seqs,
+        max_num_batched_tokens: limits.max_num_batched_tokens,
+        max_model_len: MODEL_LEN_MAX,
+        waiting_requests_max: 100,
+        waiting_tokens_max: 10_000,
+        policy: PolicyKind::Fcfs,
+        prefix_caching: PrefixCaching::Enabled,
+    };
+    let (outcomes, ..) = run_engine(config, group, &requests, Arrivals::AtOnce, &mut Random(0));
+    outcomes.iter().map(|outcome| outcome.token_ids()).collect()
+}
+
+fn config(path: &Path, ranks: usize) -> server::config::ServeConfig {
+    let (path, ranks) = (path.to_str().unwrap(), ranks.to_string());
+    let args = ["monsoon", "serve", path, "--tensor-parallel", &ranks, "--kv-cache-memory", "8MiB"];
+    let command = parse(args.map(Into::into), &Environment::new()).unwrap();
+    let Command::Serve(config) = command else { panic!("another command") };
+    *config
+}
+
+/// The answer to one completion of a whole server.
+fn serve_with(path: &Path, ranks: usize) -> Value {
+    let loaded = load(&config(path, ranks), None).unwrap();
+    let state = AppState::new();
+    state.set_serving(loaded.serving);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let answer = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let shutdown = async move { drop(stopped.await) };
+        let server = tokio::spawn(serve(listener, HttpConfig::default(), state, shutdown));
+        let body = json!({"prompt": "The rain", "max_tokens": 24, "temperature": 0}).to_string();
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut stream = std::net::TcpStream::connect(address).unwrap();
+            std::io::Write::write_all(&mut stream, &post_bytes("/v1/completions", &body)).unwrap();
+            Answer::read(&mut stream)
+        });
+        let answer = answer.await.unwrap();
+        drop(stop);
+        server.await.unwrap();
+        answer
+    });
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    loaded.engine_thread.join().unwrap();
+    answer.json()
+}

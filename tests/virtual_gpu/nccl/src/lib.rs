@@ -1,0 +1,1 @@
+//! The NCCL half of the Virtual GPU.
