@@ -43,6 +43,8 @@ pub enum RankStartError {
     Thread { rank: usize, source: std::io::Error },
     #[error("rank {rank} panicked while it loaded the model: {reason}")]
     Panicked { rank: usize, reason: String },
+    #[error("rank {rank} computes on {other}, rank 0 on {own}; they would not get the same bits")]
+    Unlike { rank: usize, other: String, own: String },
     /// In another process.
     #[error("the group could not start: {0}")]
     Process(RunnerError),

@@ -17,4 +17,4 @@ mod tests;
 pub use follower::Follower;
 pub use group::{RankConfig, RankGroup, RankStartError};
 pub use leader::Leader;
-pub use wire::{Room, Setup};
+pub use wire::{Offer, Room, Setup};

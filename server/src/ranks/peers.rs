@@ -2,7 +2,7 @@
 //! directions between rank 0 and every other rank.
 
 use super::progress::{LOOK_INTERVAL, Progress, STALL_TIME_MAX};
-use super::wire::{Room, Sign, decode, encode};
+use super::wire::{Offer, Sign, decode, encode};
 use crate::engine::RunnerError;
 use kernels::comm::messages::{Channel, Messages};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,7 +37,7 @@ struct Peer {
     rank: usize,
     last_sign: Instant,
     progress: Arc<AtomicU64>,
-    room: Option<Room>,
+    offer: Option<Offer>,
     is_ready: bool,
 }
 
@@ -49,7 +49,7 @@ impl Peers {
     ) -> std::io::Result<Arc<Peers>> {
         let last_sign = Instant::now();
         let peer =
-            |rank| Peer { rank, last_sign, progress: Arc::default(), room: None, is_ready: false };
+            |rank| Peer { rank, last_sign, progress: Arc::default(), offer: None, is_ready: false };
         let state = State {
             peers: ranks.into_iter().map(peer).collect(),
             own: Progress::default(),
@@ -98,9 +98,9 @@ impl Peers {
         }
     }
 
-    /// Waits until all have told what they have room for.
-    pub fn rooms(&self) -> Result<Vec<Room>, RunnerError> {
-        self.wait_for(|peers| peers.iter().map(|peer| peer.room).collect())
+    /// Waits until all have told what they bring, in the order of their ranks.
+    pub fn offers(&self) -> Result<Vec<Offer>, RunnerError> {
+        self.wait_for(|peers| peers.iter().map(|peer| peer.offer.clone()).collect())
     }
 
     /// Waits until all have loaded the model.
@@ -165,7 +165,7 @@ impl Peers {
         peer.last_sign = Instant::now();
         match sign {
             Ok(Sign::Alive { progress }) => peer.progress.store(progress, Ordering::Relaxed),
-            Ok(Sign::Room(room)) => peer.room = Some(room),
+            Ok(Sign::Offer(offer)) => peer.offer = Some(offer),
             Ok(Sign::Ready) => peer.is_ready = true,
             Ok(Sign::Failed { reason }) | Err(reason) => {
                 self.lose(&mut state, RunnerError::RankFailed { rank, reason });

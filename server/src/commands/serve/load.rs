@@ -11,7 +11,7 @@ use crate::engine::{self, EngineConfig, EngineThread, PolicyKind, PrefixCaching,
 use crate::http::{ServedModel, Serving};
 use crate::hub::{self, Progress};
 use crate::machine;
-use crate::ranks::{Leader, RankConfig, RankGroup, Room, Setup};
+use crate::ranks::{Leader, Offer, RankConfig, RankGroup, Room, Setup};
 use crate::text::{TextConfig, TextStage};
 use kernels::DType;
 use kernels::comm::messages::Messages;
@@ -43,9 +43,13 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
     let text = start_text(config, &model.checkpoint)?;
     let mut memory = model.memory.clone();
     let (lost_sender, lost) = oneshot::channel();
+    let devices = match &others {
+        Some(others) => Devices::one_of(&config.compute, others.messages.local_size()),
+        None => Devices::share(&config.compute, config.compute.tensor_parallel),
+    };
     if let Some(leader) = &leader {
-        let setup = leader.agree(model.room(), |room| model.setup(config, room, text.vocab_size()));
-        let Setup { room, .. } = setup?;
+        let setup = |room| model.setup(config, room, text.vocab_size());
+        let Setup { room, .. } = leader.agree(model.offer(&devices.ranks[0]), setup)?;
         (memory.num_blocks, memory.max_model_len) = (room.num_blocks, room.max_model_len);
         leader.on_loss(move |error| {
             // Nobody listens when the server has stopped already.
@@ -73,8 +77,8 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
     let path = model.path.clone();
     let setup = model.setup(config, Room::of(&memory), text.vocab_size());
     let (runner, device) = match (others, leader) {
-        (Some(others), Some(leader)) => start_leading(config, model, &setup, others, leader)?,
-        _ => start_local(config, model, &setup)?,
+        (Some(others), Some(leader)) => start_leading(&devices, model, &setup, others, leader)?,
+        _ => start_local(&devices, model, &setup)?,
     };
     let (engine, engine_thread) = engine::start(engine_config(config, &memory), runner);
     let serving = Serving { text, engine, model: served };
@@ -112,8 +116,9 @@ impl Opened {
         Ok(Opened { name: found.name, path: found.path, checkpoint, memory, kv_dtype })
     }
 
-    pub fn room(&self) -> Room {
-        Room::of(&self.memory)
+    /// What a rank with this model on `device` brings.
+    pub fn offer(&self, device: &RankDevice) -> Offer {
+        Offer { room: Room::of(&self.memory), arithmetic: device.arithmetic() }
     }
 
     fn setup(&self, config: &ServeConfig, room: Room, sampleable_vocab: usize) -> Setup {
@@ -150,11 +155,10 @@ pub fn rank_config(setup: &Setup, device: &RankDevice) -> RankConfig {
 
 /// All ranks in this process. Also says what they run on.
 fn start_local(
-    config: &ServeConfig,
+    devices: &Devices,
     model: Opened,
     setup: &Setup,
 ) -> Result<(RankGroup, String), StartupError> {
-    let devices = Devices::share(&config.compute, config.compute.tensor_parallel);
     let configs = devices.ranks.iter().map(|device| rank_config(setup, device)).collect();
     let (checkpoint, max_model_len) = (model.checkpoint, setup.room.max_model_len);
     let group = RankGroup::start_local(configs, move |backend, spec| {
@@ -165,13 +169,12 @@ fn start_local(
 
 /// Rank 0 here, the others in processes of their own.
 fn start_leading(
-    config: &ServeConfig,
+    devices: &Devices,
     model: Opened,
     setup: &Setup,
     others: Others,
     leader: Leader,
 ) -> Result<(RankGroup, String), StartupError> {
-    let devices = Devices::one_of(&config.compute, others.messages.local_size());
     let device = &devices.ranks[0];
     let (rank_config, backend) = (rank_config(setup, device), device.backend.clone());
     let spec = ShardSpec { rank: 0, world_size: others.messages.world_size() };
