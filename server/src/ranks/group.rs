@@ -84,10 +84,10 @@ impl RankGroup {
     /// Starts one rank per configuration, all in this process. `model` loads the part of each.
     ///
     /// Errors: as `start`.
-    pub fn start_local(
-        configs: Vec<RankConfig>,
-        model: impl Fn(&Backend, ShardSpec) -> Result<Box<dyn Model>, LoadError> + Send + Sync + 'static,
-    ) -> Result<RankGroup, RankStartError> {
+    pub fn start_local<F>(configs: Vec<RankConfig>, model: F) -> Result<RankGroup, RankStartError>
+    where
+        F: Fn(&Backend, ShardSpec) -> Result<Box<dyn Model>, LoadError> + Send + Sync + 'static,
+    {
         if let [config] = &configs[..] {
             let config = config.clone();
             let backend = config.backend.clone();

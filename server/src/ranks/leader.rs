@@ -16,6 +16,17 @@ pub struct Leader {
     peers: Arc<Peers>,
 }
 
+/// The watch over the other processes.
+pub struct GroupWatch(Arc<Peers>);
+
+impl GroupWatch {
+    /// This process was told to end, perhaps because another one is lost: from now on a short
+    /// silence is a loss.
+    pub fn hurry(&self) {
+        self.0.hurry();
+    }
+}
+
 impl Leader {
     /// Errors: the system has no thread for the watch.
     pub fn new(messages: Arc<dyn Messages>) -> std::io::Result<Leader> {
@@ -53,6 +64,11 @@ impl Leader {
     /// Calls `act` when the first process is lost, whether or not a plan is under way.
     pub fn on_loss(&self, act: impl FnOnce(RunnerError) + Send + 'static) {
         self.peers.on_loss(act);
+    }
+
+    /// The watch over the processes, for whoever is told to end.
+    pub fn watch(&self) -> GroupWatch {
+        GroupWatch(self.peers.clone())
     }
 
     pub(super) fn num_others(&self) -> usize {

@@ -16,5 +16,5 @@ mod tests;
 
 pub use follower::Follower;
 pub use group::{RankConfig, RankGroup, RankStartError};
-pub use leader::Leader;
+pub use leader::{GroupWatch, Leader};
 pub use wire::{Offer, Room, Setup};

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 /// A process that is silent for so long has died or stands still.
 pub const SILENCE_MAX: Duration = STALL_TIME_MAX;
+/// The same once this process was told to end. mpirun does so when a process has died, and kills
+/// all others soon after: clients must be answered before.
+const HURRIED_SILENCE_MAX: Duration = Duration::from_secs(1);
 
 /// What one process knows of those that it exchanges signs with: rank 0 of all others, they of
 /// rank 0. A thread of its own keeps it up to date until it is closed.
@@ -26,6 +29,7 @@ struct State {
     own: Progress,
     /// Not sent yet.
     outbox: Vec<Sign>,
+    silence_max: Duration,
     lost: Option<RunnerError>,
     on_loss: Option<Box<dyn FnOnce(RunnerError) + Send>>,
     is_open: bool,
@@ -54,6 +58,7 @@ impl Peers {
             peers: ranks.into_iter().map(peer).collect(),
             own: Progress::default(),
             outbox: Vec::new(),
+            silence_max: SILENCE_MAX,
             lost: None,
             on_loss: None,
             is_open: true,
@@ -87,6 +92,12 @@ impl Peers {
 
     pub fn lost(&self) -> Option<RunnerError> {
         self.lock().lost.clone()
+    }
+
+    /// From now on a short silence is a loss.
+    pub fn hurry(&self) {
+        self.lock().silence_max = HURRIED_SILENCE_MAX;
+        self.changed.notify_all();
     }
 
     /// Calls `act` when the first peer is lost, at once if one is already.
@@ -176,9 +187,10 @@ impl Peers {
 
     fn look_for_silence(&self, now: Instant) {
         let mut state = self.lock();
-        let is_silent = |peer: &&Peer| now.duration_since(peer.last_sign) > SILENCE_MAX;
+        let silence_max = state.silence_max;
+        let is_silent = |peer: &&Peer| now.duration_since(peer.last_sign) > silence_max;
         if let Some(rank) = state.peers.iter().find(is_silent).map(|peer| peer.rank) {
-            let reason = format!("its process has been silent for {} s", SILENCE_MAX.as_secs());
+            let reason = format!("its process has been silent for {} s", silence_max.as_secs());
             self.lose(&mut state, RunnerError::RankFailed { rank, reason });
         }
     }

@@ -30,8 +30,8 @@ pub struct Setup {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     pub room: Room,
-    /// What it computes with, such as "cpu, Avx2". Ranks choose tokens each for itself, so they must
-    /// get the same bits.
+    /// What it computes with, such as "cpu, Avx2". Ranks may choose tokens each for itself, so
+    /// they must get the same bits.
     pub arithmetic: String,
 }
 

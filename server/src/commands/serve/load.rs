@@ -11,7 +11,7 @@ use crate::engine::{self, EngineConfig, EngineThread, PolicyKind, PrefixCaching,
 use crate::http::{ServedModel, Serving};
 use crate::hub::{self, Progress};
 use crate::machine;
-use crate::ranks::{Leader, Offer, RankConfig, RankGroup, Room, Setup};
+use crate::ranks::{GroupWatch, Leader, Offer, RankConfig, RankGroup, Room, Setup};
 use crate::text::{TextConfig, TextStage};
 use kernels::DType;
 use kernels::comm::messages::Messages;
@@ -32,6 +32,8 @@ pub struct Loaded {
     pub memory: MemoryPlan,
     /// Says when a rank in another process is lost, also between steps.
     pub lost: oneshot::Receiver<RunnerError>,
+    /// Over the processes of the other ranks, if there are any.
+    pub watch: Option<GroupWatch>,
 }
 
 /// Takes seconds to minutes; run it on a thread of its own. `others`: the processes of the other
@@ -76,13 +78,14 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
     };
     let path = model.path.clone();
     let setup = model.setup(config, Room::of(&memory), text.vocab_size());
+    let watch = leader.as_ref().map(Leader::watch);
     let (runner, device) = match (others, leader) {
         (Some(others), Some(leader)) => start_leading(&devices, model, &setup, others, leader)?,
         _ => start_local(&devices, model, &setup)?,
     };
     let (engine, engine_thread) = engine::start(engine_config(config, &memory), runner);
     let serving = Serving { text, engine, model: served };
-    Ok(Loaded { serving, engine_thread, names, path, device, memory, lost })
+    Ok(Loaded { serving, engine_thread, names, path, device, memory, lost, watch })
 }
 
 /// A model that was found, opened and measured, on any rank.
