@@ -117,17 +117,17 @@ fn adding() -> FakeModel {
 
 #[test]
 fn processes_agree_on_what_the_smallest_has_room_for_and_compute_every_plan() {
-    let (group, threads) = start_group(vec![adding(), adding()]);
+    let (group, threads) = start_group(vec![adding(), adding(), adding()]);
     let mut group = group.unwrap();
     for step in 0..20 {
         let output = run(&mut group, step, vec![sampled(0, &[step as u32])]).unwrap();
-        let next = TokenId(3 * step as u32 + 1);
+        let next = TokenId(4 * step as u32 + 1);
         assert_eq!(output.chunks[0].sampled.as_ref().unwrap().token, next);
     }
     drop(group);
     for thread in threads {
         let (told, result) = thread.join().unwrap();
-        assert_eq!(told, setup(room(8)));
+        assert_eq!(told, setup(room(7)));
         result.unwrap();
     }
 }
