@@ -94,8 +94,7 @@ impl CudaDevice {
         unsafe { result::ctx::set_current(context) }?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
         let (kernels, scratch, workspace) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let inner =
-            Inner { ordinal, device, context, stream, name, kernels, scratch, workspace };
+        let inner = Inner { ordinal, device, context, stream, name, kernels, scratch, workspace };
         Ok(CudaDevice { inner: Arc::new(inner), activation: DType::BF16 })
     }
 

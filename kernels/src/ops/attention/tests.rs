@@ -136,7 +136,8 @@ impl Step {
         let stride = starts().map(|w| w[1] - w[0]).max().expect("not empty") as usize;
         // A block that no context reaches is never looked at.
         let mut tables = vec![u32::MAX; num_seqs * stride];
-        for ((table, w), &len) in tables.chunks_exact_mut(stride).zip(starts()).zip(&self.context_len)
+        for ((table, w), &len) in
+            tables.chunks_exact_mut(stride).zip(starts()).zip(&self.context_len)
         {
             let num_used = (len as usize).div_ceil(self.k_cache.shape()[2]);
             let blocks = &self.block_tables[w[0] as usize..][..num_used];
