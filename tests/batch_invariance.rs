@@ -4,7 +4,7 @@
 use kernels::Backend;
 use kernels::device::cpu::CpuDevice;
 use models::TokenId;
-use server::engine::{EngineConfig, PolicyKind, PrefixCaching, Request, SamplingParams};
+use server::engine::{EngineConfig, Overlap, PolicyKind, PrefixCaching, Request, SamplingParams};
 use std::path::Path;
 use tests::observed::{Arrivals, run_engine};
 use tests::random::Random;
@@ -59,11 +59,15 @@ fn real_model_on_the_cpu() {
         random_plans::run(&mut group, limits, request, Cut::Plain, &mut Random(0)).0.remove(0)
     });
     let alone: Vec<Outcome> = alone.collect();
-    let config = engine_config(limits, PolicyKind::Fcfs, PrefixCaching::Enabled);
-    let (together, stats, observed) =
-        run_engine(config, group, &requests, Arrivals::AtOnce, &mut Random(1));
-    check_equal(&together, &alone, "the real model");
-    assert!(stats.preemptions > 0 && stats.prefix_hit_tokens > 0 && observed.mixed_steps > 0);
+    drop(group);
+    for overlap in [Overlap::Disabled, Overlap::Enabled] {
+        let config = engine_config(limits, PolicyKind::Fcfs, PrefixCaching::Enabled, overlap);
+        let group = start_group(&backend, &path, limits, vocab);
+        let (together, stats, observed) =
+            run_engine(config, group, &requests, Arrivals::AtOnce, &mut Random(1));
+        check_equal(&together, &alone, &format!("the real model, overlap {overlap:?}"));
+        assert!(stats.preemptions > 0 && stats.prefix_hit_tokens > 0 && observed.mixed_steps > 0);
+    }
 }
 
 /// Short, with a prefix that all share.
@@ -117,32 +121,48 @@ fn check_plans(path: &Path, backends: &[Backend], num_requests: usize) {
     }
 }
 
-/// The engine gives each request what hand-made plans give it alone.
+/// The engine gives each request what hand-made plans give it alone, by the plain loop and with
+/// overlap.
 fn check_schedules(path: &Path, backends: &[Backend], num_requests: usize) {
     let requests = random_requests(&mut Random(12), num_requests, 40);
     let alone = run_alone(&backends[0], path, &requests);
+    for overlap in [Overlap::Disabled, Overlap::Enabled] {
+        check_schedules_by(overlap, path, backends, &requests, &alone);
+    }
+}
+
+fn check_schedules_by(
+    overlap: Overlap,
+    path: &Path,
+    backends: &[Backend],
+    requests: &[Request],
+    alone: &[Outcome],
+) {
     let (mut preemptions, mut hit_tokens, mut mixed_steps, mut batch_len_max) = (0, 0, 0, 0);
+    let mut from_last_step = 0;
     for (seed, backend) in (0..).zip(backends.iter().cycle().take(3.max(2 * backends.len()))) {
         let mut random = Random(seed);
         let (limits, arrivals) = if seed == 0 { (ROOMY, Arrivals::AtOnce) } else { tight(seed) };
         let policy = random.pick(&[PolicyKind::Fcfs, PolicyKind::Priority]);
         let caching = if seed == 0 { PrefixCaching::Disabled } else { PrefixCaching::Enabled };
-        let config = engine_config(limits, policy, caching);
+        let config = engine_config(limits, policy, caching, overlap);
         let group = start_group(backend, path, limits, TINY_VOCAB);
         let what = format!("{path:?}, {backend:?}, seed {seed}, {config:?}");
         let (together, stats, observed) =
-            run_engine(config, group, &requests, arrivals, &mut random);
-        check_equal(&together, &alone, &what);
+            run_engine(config, group, requests, arrivals, &mut random);
+        check_equal(&together, alone, &what);
         assert_eq!(stats.blocks_free, stats.blocks_total, "blocks are missing: {what}");
         preemptions += stats.preemptions;
         hit_tokens += stats.prefix_hit_tokens;
         mixed_steps += observed.mixed_steps;
+        from_last_step += observed.from_last_step;
         batch_len_max = batch_len_max.max(observed.batch_len_max);
     }
     assert!(preemptions > 0, "nothing was preempted");
     assert!(hit_tokens > 0, "no prefix was shared");
     assert!(mixed_steps > 0, "no step mixed prompts and generation");
-    assert_eq!(batch_len_max, num_requests, "all requests never ran in one step");
+    assert_eq!(batch_len_max, requests.len(), "all requests never ran in one step");
+    assert_eq!(from_last_step > 0, overlap == Overlap::Enabled, "tokens left to the runner");
 }
 
 /// All requests fit in one step.
@@ -166,6 +186,7 @@ fn engine_config(
     limits: Limits,
     policy: PolicyKind,
     prefix_caching: PrefixCaching,
+    overlap: Overlap,
 ) -> EngineConfig {
     EngineConfig {
         block_size: limits.block_size,
@@ -177,6 +198,7 @@ fn engine_config(
         waiting_tokens_max: 1_000_000,
         policy,
         prefix_caching,
+        overlap,
     }
 }
 

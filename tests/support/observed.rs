@@ -3,7 +3,8 @@
 use crate::random::Random;
 use crate::serving::Outcome;
 use server::engine::{
-    Engine, EngineConfig, EngineStats, Plan, Request, Runner, RunnerError, SequenceId, StepOutput,
+    ChunkInput, Engine, EngineConfig, EngineStats, Plan, Request, Runner, RunnerError, SequenceId,
+    StepOutput,
 };
 use server::ranks::RankGroup;
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ pub struct Observed {
     pub mixed_steps: usize,
     /// Most sequences in one step.
     pub batch_len_max: usize,
+    /// Chunks whose token was left to the step before.
+    pub from_last_step: usize,
 }
 
 pub struct ObservedGroup {
@@ -35,6 +38,8 @@ impl Runner for ObservedGroup {
         let seen = &mut self.observed;
         seen.mixed_steps += usize::from(0 < prompts && prompts < plan.chunks.len());
         seen.batch_len_max = seen.batch_len_max.max(plan.chunks.len());
+        let inputs = plan.chunks.iter().map(|chunk| &chunk.input);
+        seen.from_last_step += inputs.filter(|input| **input == ChunkInput::FromLastStep).count();
         self.group.launch(plan)
     }
 

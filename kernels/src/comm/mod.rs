@@ -3,6 +3,7 @@
 pub mod solo;
 pub mod local;
 pub mod messages;
+pub mod nccl;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 

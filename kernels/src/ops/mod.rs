@@ -27,7 +27,7 @@ pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rope::{RopeTable, rope};
 pub use silu_mul::silu_mul;
 
-use crate::device::cuda::KernelSpec;
+use crate::device::cuda::{CudaDevice, KernelSpec};
 use crate::{Backend, DType, KernelError, Tensor};
 
 /// Every CUDA kernel of every op, as the host launches it.
@@ -44,6 +44,16 @@ pub fn cuda_kernels() -> impl Iterator<Item = &'static KernelSpec> {
         silu_mul::cuda::KERNELS,
     ];
     tables.into_iter().flatten()
+}
+
+/// Loads every kernel and makes the memory that ops share, since neither can be done while a step is
+/// recorded.
+///
+/// Errors: `Device`, `OutOfMemory`.
+pub fn prepare_all(device: &CudaDevice) -> Result<(), KernelError> {
+    cuda_kernels().try_for_each(|kernel| device.prepare(kernel, 0))?;
+    device.workspace()?;
+    device.scratch().map(|_| ())
 }
 
 /// The answer of an op that a backend does without.

@@ -129,6 +129,21 @@ fn command_line_wins_over_environment_over_file_over_default() {
 }
 
 #[test]
+fn overlap_can_be_switched_by_flag_variable_and_key() {
+    let config_file = file("overlap = 'off'\n");
+    let line = format!("--config {}", config_file.path().display());
+    let on = env(&[("MONSOON_OVERLAP", "on")]);
+    for (line, variables, expected) in [
+        ("", &env(&[]), OverlapChoice::Auto),
+        (line.as_str(), &env(&[]), OverlapChoice::Off),
+        (line.as_str(), &on, OverlapChoice::On),
+        ("--overlap off", &on, OverlapChoice::Off),
+    ] {
+        assert_eq!(serve(line, variables).expect("valid").limits.overlap, expected, "{line}");
+    }
+}
+
+#[test]
 fn unknown_and_wrong_keys_of_the_file_are_refused() {
     for (text, words) in [
         ("max-num-seq = 3", &["max-num-seq", "did you mean max-num-seqs?"][..]),

@@ -63,6 +63,7 @@ pub enum ChunkInput {
 /// How to sample the token at `position`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SampleStep {
+    #[serde(with = "shared")]
     pub params: Arc<SamplingParams>,
     /// Place in the sequence of the token to sample: the number of tokens before it.
     pub position: usize,
@@ -136,5 +137,24 @@ impl LastStep {
     fn token(&self, sequence: SequenceId) -> &TokenId {
         let token = self.sampled.get(&sequence);
         token.unwrap_or_else(|| panic!("the last step sampled no token for {sequence:?}"))
+    }
+}
+
+/// A shared value travels as a value of its own.
+pub(crate) mod shared {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::sync::Arc;
+
+    pub fn serialize<T: Serialize, S: Serializer>(
+        value: &Arc<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        T::serialize(value, serializer)
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(deserializer).map(Arc::new)
     }
 }

@@ -4,14 +4,13 @@
 //! everything is queued on the device's stream, the tokens of the step before included, which never
 //! leave the device. Decode steps are recorded once for each size of `GRAPH_SIZES` and replayed.
 
-use super::cuda_sampler::{CudaSampler, SampledRows};
+use super::cuda_sampler::{CudaSampler, Moved, SampledRows};
 use super::group::{CudaGraphs, RankConfig};
 use super::rows::{RowRef, rows_of};
 use super::step_runner::{StepError, StepRunner};
 use crate::engine::{ChunkInput, PLANS_UNDER_WAY_MAX, Plan, SequenceId, StepOutput};
 use kernels::comm::Communicator;
 use kernels::device::cuda::{CudaDevice, Event, Graph};
-use kernels::ops::sampling::feed_tokens;
 use kernels::{Backend, DType, Indices, KernelError, Tensor};
 use models::batch::{StepShape, StepUpload};
 use models::weights::shard::shard_sizes;
@@ -77,12 +76,13 @@ impl StepRunner for CudaRunner {
         self.batch.logit_rows.extend_from_slice(&row_numbers(&rows));
         let shape = self.shape_of(plan);
         self.upload.upload(&mut self.batch, shape)?;
-        let step = self.sampler.upload(plan, &rows, &feed, shape)?;
-        self.remember(plan, &rows);
-        match self.graphs.get(&shape) {
-            Some(graph) => graph.launch()?,
-            None => self.queue(shape)?,
+        let (step, moved) = self.sampler.upload(plan, &rows, &feed, shape)?;
+        if moved == Moved::Yes {
+            // Recordings hold the addresses of before.
+            self.graphs.clear();
         }
+        self.remember(plan, &rows);
+        self.run(shape)?;
         let event = self.num_launched % self.events.len();
         self.sampler.download(&step)?;
         self.events[event].record()?;
@@ -144,7 +144,7 @@ impl CudaRunner {
         let sampleable = config.sampleable_vocab.min(network.vocab_size);
         let mut runner = CudaRunner {
             upload: StepUpload::new(device, largest, blocks_max)?,
-            sampler: CudaSampler::new(device, rows_max, network.vocab_size, sampleable)?,
+            sampler: CudaSampler::new(device, rows_max, limits.logit_rows, sampleable)?,
             hidden: zeros(rows_max, network.hidden_size)?,
             logits: zeros(limits.logit_rows, network.vocab_size)?,
             ctx: ForwardContext { backend: backend.clone(), communicator, kv_cache },
@@ -238,17 +238,36 @@ impl CudaRunner {
             self.batch.logit_rows.extend_from_slice(&rows);
             self.upload.upload(&mut self.batch, shape)?;
             self.device.synchronize()?;
-            let device = self.device.clone();
-            let graph = Graph::record(&device, || self.queue(shape))?;
-            self.graphs.insert(shape, graph);
+            self.record(shape)?;
         }
+        Ok(())
+    }
+
+    /// Queues the step: by its recording if it has the shape of one.
+    fn run(&mut self, shape: StepShape) -> Result<(), KernelError> {
+        let is_recorded = self.limits.graphs == CudaGraphs::On
+            && shape == self.decode_shape(shape.num_seqs);
+        if !is_recorded {
+            return self.queue(shape);
+        }
+        if !self.graphs.contains_key(&shape) {
+            self.record(shape)?;
+        }
+        self.graphs[&shape].launch()
+    }
+
+    /// Records the step at hand, whose arrays were copied.
+    fn record(&mut self, shape: StepShape) -> Result<(), KernelError> {
+        let device = self.device.clone();
+        let graph = Graph::record(&device, || self.queue(shape))?;
+        self.graphs.insert(shape, graph);
         Ok(())
     }
 
     /// Queues the forward pass, logits and sampling of the batch that was copied.
     fn queue(&mut self, shape: StepShape) -> Result<(), KernelError> {
         let token_ids = self.batch.token_ids.device_ptr();
-        self.sampler.feed(token_ids, shape.num_tokens)?;
+        self.sampler.feed(token_ids, shape)?;
         self.hidden.set_rows(shape.num_tokens);
         self.model.forward(&mut self.ctx, &self.batch, &mut self.hidden)?;
         let all_rows = self.batch.logit_rows.to_vec();
@@ -260,7 +279,7 @@ impl CudaRunner {
             rows.set_device(first_row + (start * size_of::<u32>()) as u64);
             self.logits.set_rows(count);
             self.model.logits(&mut self.ctx, &self.hidden, &rows, &mut self.logits)?;
-            self.sampler.sample(&mut self.logits, start, token_ids)?;
+            self.sampler.sample(&self.logits, start, token_ids)?;
         }
         Ok(())
     }

@@ -7,8 +7,8 @@ use super::progress::STALL_TIME_MAX;
 use super::worker::RankSpec;
 use crate::engine::plan::PromptScore;
 use crate::engine::{
-    BlockId, Chunk, ChunkOutput, Plan, Runner, RunnerError, SampleStep, SamplingParams, SequenceId,
-    StepOutput,
+    BlockId, Chunk, ChunkInput, ChunkOutput, Plan, Runner, RunnerError, SampleStep, SamplingParams,
+    SequenceId, StepOutput,
 };
 use kernels::comm::Communicator;
 use kernels::comm::solo::Solo;
@@ -103,6 +103,49 @@ fn every_rank_computes_and_rank_0_answers() {
 }
 
 #[test]
+fn a_plan_sent_ahead_goes_on_from_what_the_one_before_samples() {
+    for world_size in [1, 2] {
+        let (seen, heard) = channel();
+        let mut group = start(&config(), vec![seen; world_size]).unwrap();
+        group.launch(&Plan { step: 0, chunks: vec![sampled(0, &[5]), sampled(1, &[50])] }).unwrap();
+        for step in 1..6 {
+            // In another order, with a prompt between them.
+            let mut chunks = vec![ahead(1, step), sampled(step as u64 + 9, &[7]), ahead(0, step)];
+            if step == 3 {
+                // The bias would repeat token 8, which the penalty prevents: if it is seen.
+                let sample = chunks[2].sample.as_mut().unwrap();
+                sample.params = Arc::new(SamplingParams {
+                    repetition_penalty: 10.0,
+                    logit_bias: vec![(TokenId(8), 6.0)],
+                    ..SamplingParams::default()
+                });
+                sample.history = [5, 6, 7].map(TokenId).to_vec();
+            }
+            group.launch(&Plan { step: step as u64, chunks }).unwrap();
+            let tokens = collect_tokens(&mut group);
+            let number = step as u32;
+            match step {
+                1 => assert_eq!(tokens, [6, 51]),
+                _ => assert_eq!(tokens, [50 + number, 8, 5 + number]),
+            }
+        }
+        assert_eq!(collect_tokens(&mut group), [56, 8, 11]);
+        drop(group);
+        assert_eq!(heard.iter().count(), 6 * world_size, "each rank computed each plan");
+    }
+}
+
+#[test]
+fn a_token_that_was_never_sampled_cannot_be_gone_on_from() {
+    let mut group = start(&config(), Vec::new()).unwrap();
+    run(&mut group, 0, vec![sampled(0, &[5])]).unwrap();
+    run(&mut group, 1, vec![sampled(1, &[5])]).unwrap();
+    let reason = "panic: the last step sampled no token for SequenceId(0)".to_string();
+    let failed = Err(RunnerError::RankFailed { rank: 0, reason });
+    assert_eq!(run(&mut group, 2, vec![ahead(0, 2)]), failed);
+}
+
+#[test]
 fn one_lost_rank_ends_the_group_while_another_waits_for_it() {
     // Rank 0 waits for a message that nobody sends, as it would in a sum over ranks.
     let (keep_waiting, wait) = channel::<()>();
@@ -161,10 +204,15 @@ fn run(group: &mut RankGroup, step: u64, chunks: Vec<Chunk>) -> Result<StepOutpu
     group.collect()
 }
 
+fn collect_tokens(group: &mut RankGroup) -> Vec<u32> {
+    let chunks = group.collect().unwrap().chunks;
+    chunks.iter().map(|chunk| chunk.sampled.as_ref().unwrap().token.0).collect()
+}
+
 fn chunk(sequence: u64, token_ids: &[u32]) -> Chunk {
     Chunk {
         sequence: SequenceId(sequence),
-        token_ids: token_ids.iter().map(|&t| TokenId(t)).collect(),
+        input: ChunkInput::Known(token_ids.iter().map(|&t| TokenId(t)).collect()),
         start: 0,
         block_table: vec![BlockId(0)],
         sample: None,
@@ -177,6 +225,14 @@ fn sampled(sequence: u64, token_ids: &[u32]) -> Chunk {
     let params = Arc::new(SamplingParams::default());
     let sample = Some(SampleStep { params, position, prompt_len: position, history });
     Chunk { sample, ..chunk(sequence, token_ids) }
+}
+
+/// The sequence's token at `position`, which the step before samples.
+fn ahead(sequence: u64, position: usize) -> Chunk {
+    let input = ChunkInput::FromLastStep;
+    let mut chunk = Chunk { input, start: position, ..sampled(sequence, &[0]) };
+    chunk.sample.as_mut().unwrap().position = position + 1;
+    chunk
 }
 
 fn config() -> RankConfig {

@@ -1,6 +1,7 @@
 //! What the processes of a group say to each other, as bytes.
 
 use crate::engine::Plan;
+use crate::engine::plan::shared;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Work {
     Setup(Setup),
-    Plan(Arc<Plan>),
+    Plan(#[serde(with = "shared")] Arc<Plan>),
     /// No more plans will come.
     End,
 }

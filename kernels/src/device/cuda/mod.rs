@@ -42,10 +42,10 @@ struct Inner {
     stream: sys::CUstream,
     name: String,
     kernels: Mutex<Kernels>,
-    /// Address of the scratch memory, 0 before its first use.
-    scratch: Mutex<u64>,
     /// Address of the workspace; 0 until somebody asks for it.
     workspace: Mutex<u64>,
+    /// Address of the scratch memory, 0 before its first use.
+    scratch: Mutex<u64>,
 }
 
 #[derive(Default)]
@@ -93,8 +93,8 @@ impl CudaDevice {
         // SAFETY: the context was just retained.
         unsafe { result::ctx::set_current(context) }?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
-        let (kernels, scratch, workspace) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let inner = Inner { ordinal, device, context, stream, name, kernels, scratch, workspace };
+        let (kernels, workspace, scratch) = Default::default();
+        let inner = Inner { ordinal, device, context, stream, name, kernels, workspace, scratch };
         Ok(CudaDevice { inner: Arc::new(inner), activation: DType::BF16 })
     }
 

@@ -7,9 +7,10 @@
 // just what it holds of B in mma.m16n8k16. So nobody shuffles, and all accesses are 16 bytes wide.
 //   plain  vector 2j + s / 2: two registers of pairs for s even, two for s odd
 //   8 bit  vector j: word s holds the lane's four codes q + 128, the first in the lowest byte
-//   4 bit  one vector: word s holds eight codes, nibbles 7 and 0 the first two of j = 0, 1 and 2 the
-//          other two, 3 and 4 the first two of j = 1, 5 and 6 the other two
-// Headers (scales) lie in an array of their own: [n / 128, k / header_k, 128, header_bytes].
+//   4 bit  one vector: word s holds eight codes, nibbles 7 and 0 the first two of j = 0, 1 and 2
+//          the other two, 3 and 4 the first two of j = 1, 5 and 6 the other two
+// Headers (scales) lie in an array of their own: [n / 128, k / header_k, parts, 128, part_bytes].
+// A part has at most 16 bytes, so that the 8 n of an operand meet each bank of shared memory once.
 // W is padded with zeros to whole tiles.
 //
 // Numbers: a weight is computed in f32 as GGUF's formula says, without any rounding but those the
@@ -65,22 +66,26 @@ __device__ __forceinline__ uint32_t word_of(const uint4& vector, int i) {
 }
 
 // Each format has:
-//   vectors_per_block, header_k, header_bytes   the layout above
-//   Codes   the codes of a warp's 32 columns, as much as is read at once
-//   Scale   what the 32 k of half `half` of a tile need for one n
+//   vectors_per_block, header_k, header_parts, part_bytes   the layout above
+//   Codes    the codes of a warp's 32 columns, as much as is read at once
+//   Header   of one n, what a tile needs, as it lies in memory
+//   Scale    the same as numbers, for the 32 k of one half of a tile
 //   read_codes(codes, tile, first block, half, lane)
-//   read_scale(header of one n, step of the tile in its header, half)
+//   read_header(where the first part of one n is, step of the tile in its header)
+//   scale(header, half)
 //   operand<Act>(codes, scale, column operand j of 0..4, half, step of 16 k in the half)
 
 // Weights as Act. 2 bytes a weight.
 struct Plain {
     static constexpr int vectors_per_block = 4;
     static constexpr int header_k = TILE_K;
-    static constexpr int header_bytes = 0;
+    static constexpr int header_parts = 0;
+    static constexpr int part_bytes = 0;
 
     struct Codes {
         uint4 of_operand[WARP_OPERANDS];
     };
+    struct Header {};
     struct Scale {};
 
     static __device__ __forceinline__ void read_codes(Codes& codes, const uint8_t* tile, int block,
@@ -92,9 +97,9 @@ struct Plain {
         }
     }
 
-    static __device__ __forceinline__ Scale read_scale(const uint8_t*, uint32_t, int) {
-        return {};
-    }
+    static __device__ __forceinline__ Header read_header(const uint8_t*, uint32_t) { return {}; }
+
+    static __device__ __forceinline__ Scale scale(const Header&, int) { return {}; }
 
     template <typename Act>
     static __device__ __forceinline__ Operand operand(const Codes& codes, const Scale&, int j, int,
@@ -135,9 +140,13 @@ struct Codes4 {
 struct W8 {
     static constexpr int vectors_per_block = 2;
     static constexpr int header_k = 64;
-    static constexpr int header_bytes = 4;
+    static constexpr int header_parts = 1;
+    static constexpr int part_bytes = 4;
 
     using Codes = Codes8;
+    struct Header {
+        uint32_t both_d;
+    };
     struct Scale {
         float d, offset;
     };
@@ -147,8 +156,12 @@ struct W8 {
         codes.read(tile, block, half, lane);
     }
 
-    static __device__ __forceinline__ Scale read_scale(const uint8_t* header, uint32_t, int half) {
-        const float d = f32_of_half_bits(reinterpret_cast<const uint16_t*>(header)[half]);
+    static __device__ __forceinline__ Header read_header(const uint8_t* from, uint32_t) {
+        return {*reinterpret_cast<const uint32_t*>(from)};
+    }
+
+    static __device__ __forceinline__ Scale scale(const Header& header, int half) {
+        const float d = f32_of_half_bits(half == 0 ? header.both_d & 0xffffu : header.both_d >> 16);
         // Exact: 8 bits of 2^15 + 2^7 times 11 bits of d.
         return {d, __fmul_rn(d, -32896.0f)};
     }
@@ -172,9 +185,13 @@ struct W8 {
 struct W4 {
     static constexpr int vectors_per_block = 1;
     static constexpr int header_k = 64;
-    static constexpr int header_bytes = 4;
+    static constexpr int header_parts = 1;
+    static constexpr int part_bytes = 4;
 
     using Codes = Codes4;
+    struct Header {
+        uint32_t both_d;
+    };
     struct Scale {
         float d, offset_first, offset_second;
     };
@@ -184,8 +201,12 @@ struct W4 {
         codes.read(tile, block, half, lane);
     }
 
-    static __device__ __forceinline__ Scale read_scale(const uint8_t* header, uint32_t, int half) {
-        const float d = f32_of_half_bits(reinterpret_cast<const uint16_t*>(header)[half]);
+    static __device__ __forceinline__ Header read_header(const uint8_t* from, uint32_t) {
+        return {*reinterpret_cast<const uint32_t*>(from)};
+    }
+
+    static __device__ __forceinline__ Scale scale(const Header& header, int half) {
+        const float d = f32_of_half_bits(half == 0 ? header.both_d & 0xffffu : header.both_d >> 16);
         // Exact: 2^11 + 8 has 9 significant bits, 2^7 + 8 has 5, d has 11.
         return {d, __fmul_rn(d, -2056.0f), __fmul_rn(d, -136.0f)};
     }
@@ -213,9 +234,13 @@ struct W4 {
 struct W4K {
     static constexpr int vectors_per_block = 1;
     static constexpr int header_k = 256;
-    static constexpr int header_bytes = 16;
+    static constexpr int header_parts = 1;
+    static constexpr int part_bytes = 16;
 
     using Codes = Codes4;
+    struct Header {
+        uint32_t both_d, scales;
+    };
     struct Scale {
         float d_scale, minus_min;
     };
@@ -225,15 +250,16 @@ struct W4K {
         codes.read(tile, block, half, lane);
     }
 
-    static __device__ __forceinline__ Scale read_scale(const uint8_t* header, uint32_t step,
-                                                       int half) {
-        const uint4 words = *reinterpret_cast<const uint4*>(header);
-        const uint32_t last =
-            ptx::prmt(ptx::prmt(words.y, words.z, 0x0073), words.w, 0x0710);
-        const uint32_t bits =
-            (step == 0 ? words.y : step == 1 ? words.z : step == 2 ? words.w : last) >> (12 * half);
-        const float d = f32_of_half_bits(words.x & 0xffffu);
-        const float d_min = f32_of_half_bits(words.x >> 16);
+    static __device__ __forceinline__ Header read_header(const uint8_t* from, uint32_t step) {
+        const uint4 words = *reinterpret_cast<const uint4*>(from);
+        const uint32_t last = ptx::prmt(ptx::prmt(words.y, words.z, 0x0073), words.w, 0x0710);
+        return {words.x, step == 0 ? words.y : step == 1 ? words.z : step == 2 ? words.w : last};
+    }
+
+    static __device__ __forceinline__ Scale scale(const Header& header, int half) {
+        const uint32_t bits = header.scales >> (12 * half);
+        const float d = f32_of_half_bits(header.both_d & 0xffffu);
+        const float d_min = f32_of_half_bits(header.both_d >> 16);
         // Both exact: 11 bits times 6.
         return {__fmul_rn(d, static_cast<float>(bits & 63u)),
                 -__fmul_rn(d_min, static_cast<float>((bits >> 6) & 63u))};
@@ -258,13 +284,17 @@ struct W4K {
 
 // w = d scale q - dmin min: q of 8 bits, d and dmin f16 for each 256 k, scale of 8 bits with a sign
 // for each 16 k, min of 8 bits without one for each 32 k. 9 bits a weight. Q5_K and Q6_K.
-// Header, for 256 k of one n, 32 bytes: d, dmin, 16 scales, 8 mins, 4 zeros.
+// Header, for 256 k of one n, in two parts: d, dmin, 8 mins, 4 zeros; 16 scales.
 struct W8K {
     static constexpr int vectors_per_block = 2;
     static constexpr int header_k = 256;
-    static constexpr int header_bytes = 32;
+    static constexpr int header_parts = 2;
+    static constexpr int part_bytes = 16;
 
     using Codes = Codes8;
+    struct Header {
+        uint32_t both_d, scales, mins;
+    };
     struct Scale {
         float d_scale[2], minus_min;
     };
@@ -274,17 +304,22 @@ struct W8K {
         codes.read(tile, block, half, lane);
     }
 
-    static __device__ __forceinline__ Scale read_scale(const uint8_t* header, uint32_t step,
-                                                       int half) {
-        const uint32_t both_d = *reinterpret_cast<const uint32_t*>(header);
-        const int8_t* scales = reinterpret_cast<const int8_t*>(header) + 4 + 4 * step + 2 * half;
-        const uint8_t* mins = header + 20 + 2 * step + half;
-        const float d = f32_of_half_bits(both_d & 0xffffu);
-        const float d_min = f32_of_half_bits(both_d >> 16);
+    static __device__ __forceinline__ Header read_header(const uint8_t* from, uint32_t step) {
+        const uint8_t* scales = from + TILE_N * part_bytes + 4 * step;
+        return {*reinterpret_cast<const uint32_t*>(from),
+                *reinterpret_cast<const uint32_t*>(scales),
+                *reinterpret_cast<const uint16_t*>(from + 4 + 2 * step)};
+    }
+
+    static __device__ __forceinline__ Scale scale(const Header& header, int half) {
+        const float d = f32_of_half_bits(header.both_d & 0xffffu);
+        const float d_min = f32_of_half_bits(header.both_d >> 16);
+        const uint32_t scales = header.scales >> (16 * half);
+        const uint32_t min = (header.mins >> (8 * half)) & 0xffu;
         // All exact: 11 bits times 7 or 8.
-        return {{__fmul_rn(d, static_cast<float>(scales[0])),
-                 __fmul_rn(d, static_cast<float>(scales[1]))},
-                -__fmul_rn(d_min, static_cast<float>(*mins))};
+        return {{__fmul_rn(d, static_cast<float>(static_cast<int8_t>(scales & 0xffu))),
+                 __fmul_rn(d, static_cast<float>(static_cast<int8_t>((scales >> 8) & 0xffu)))},
+                -__fmul_rn(d_min, static_cast<float>(min))};
     }
 
     // The product has 24 bits (Q6_K: 11 + 7 + 6, Q5_K: 11 + 6 + 5), so the one rounding is that of

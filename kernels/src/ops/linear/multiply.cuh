@@ -1,20 +1,20 @@
 // out = x W^T (+ bias), for every weight format and number of rows.
 //
-// One CTA computes block_m rows by 128 columns. Tiles of x and of the codes come to shared memory in
-// `stages` steps of 64 k by cp.async, whole 16 bytes and each byte of W once for a CTA; each warp
+// One CTA computes block_m rows by 128 columns. Tiles of x and of the codes come to shared memory
+// in `stages` steps of 64 k by cp.async, whole 16 bytes and each byte of W once for a CTA; each warp
 // multiplies up to 64 rows by 32 columns. Small block_m are the skinny variants, which have one row
 // of CTAs and so read W once; they differ from the tiled one in this number only.
 //
 // Batch invariance. The k range is cut into splits of `steps_per_split` tiles, a function of the
 // shape and format of W alone (`cuda::layout::Layout` in Rust). An output is
 //   ((0 + s_0) + s_1) + ...,  s_i = 0 plus the mma steps of split i, k ascending,
-// whichever row of whichever variant computes it. With gridDim.z == 1 a CTA takes all splits in turn.
-// Else it takes split blockIdx.z and leaves its sums in `partials`; the CTA that arrives last reads
-// all of them in the order above. Who comes last is chance, what it computes is not.
+// whichever row of whichever variant computes it. With gridDim.z == 1 a CTA takes all splits in
+// turn. Else it takes split blockIdx.z and leaves its sums in `partials`; the CTA that arrives last
+// reads all of them in the order above. Who comes last is chance, what it computes is not.
 //
-// Shared memory: rows of x are 8 chunks of 16 bytes, chunk c of row r in place c ^ (r % 8), so
-// that neither cp.async nor ldmatrix meets a bank twice; codes and headers are read in the order they
-// lie in.
+// Shared memory: rows of x are 8 chunks of 16 bytes, chunk c of row r in place c ^ (r % 8), so that
+// neither cp.async nor ldmatrix meets a bank twice; codes and headers are read in the order in which
+// they lie.
 #pragma once
 
 #include "formats.cuh"
@@ -66,7 +66,7 @@ struct Multiply {
     static constexpr int x_bytes = block_m * X_ROW_BYTES;
     static constexpr int codes_bytes = TILE_N / 16 * Format::vectors_per_block * VECTOR_BYTES;
     static constexpr int header_steps = Format::header_k / TILE_K;
-    static constexpr int headers_bytes = TILE_N * Format::header_bytes;
+    static constexpr int headers_bytes = TILE_N * Format::header_parts * Format::part_bytes;
     // Headers in use and on their way; a header can serve several stages.
     static constexpr int header_slots = (stages - 1 + header_steps - 1) / header_steps + 1;
 
@@ -109,7 +109,7 @@ struct Multiply {
         }
         const size_t tile = static_cast<size_t>(blockIdx.y) * num_steps + step;
         fetch_whole<codes_bytes>(codes_offset(slot), problem.codes + tile * codes_bytes);
-        if (Format::header_bytes != 0 && step % header_steps == 0) {
+        if (headers_bytes != 0 && step % header_steps == 0) {
             fetch_whole<headers_bytes>(headers_offset(step / header_steps % header_slots),
                                        problem.headers + tile / header_steps * headers_bytes);
         }
@@ -137,9 +137,9 @@ struct Multiply {
 #pragma unroll
         for (int row = thread / X_ROW_CHUNKS; row < block_m; row += threads / X_ROW_CHUNKS) {
             const bool exists = first_row + row < problem.m && column < problem.k;
-            const size_t at = exists ? static_cast<size_t>(first_row + row) * problem.k + column : 0;
+            const size_t from = static_cast<size_t>(first_row + row) * problem.k + column;
             ptx::cp_async_16_zero_fill(shared_address + x_offset(slot) + swizzled(row, chunk),
-                                       problem.x + at, exists ? CHUNK_BYTES : 0);
+                                       problem.x + (exists ? from : 0), exists ? CHUNK_BYTES : 0);
         }
     }
 
@@ -159,27 +159,26 @@ struct Multiply {
     // sums += the products of step `step`.
     __device__ __forceinline__ void multiply(Sums& sums, uint32_t step, int slot) {
         const uint8_t* codes_tile = shared + codes_offset(slot);
-        const uint8_t* headers =
-            shared + headers_offset(step / header_steps % header_slots) +
-            (warp_column + lane / 4) * Format::header_bytes;
+        const uint8_t* first_header = shared + headers_offset(step / header_steps % header_slots) +
+                                      (warp_column + lane / 4) * Format::part_bytes;
+        typename Format::Header headers[WARP_OPERANDS];
+#pragma unroll
+        for (int j = 0; j < WARP_OPERANDS; ++j) {
+            headers[j] = Format::read_header(first_header + j * 8 * Format::part_bytes,
+                                             step % header_steps);
+        }
         typename Format::Codes codes;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             Format::read_codes(codes, codes_tile, warp_column / 16, half, lane);
-            typename Format::Scale scales[WARP_OPERANDS];
-#pragma unroll
-            for (int j = 0; j < WARP_OPERANDS; ++j) {
-                scales[j] = Format::read_scale(headers + j * 8 * Format::header_bytes,
-                                               step % header_steps, half);
-            }
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 uint32_t x[row_tiles][4];
                 read_x(x, slot, 2 * half + i);
 #pragma unroll
                 for (int j = 0; j < WARP_OPERANDS; ++j) {
-                    const Operand w =
-                        Format::template operand<Act>(codes, scales[j], j, half, i);
+                    const Operand w = Format::template operand<Act>(
+                        codes, Format::scale(headers[j], half), j, half, i);
 #pragma unroll
                     for (int r = 0; r < row_tiles; ++r) {
                         ptx::mma_m16n8k16<Act>(sums[r][j], x[r], w.first, w.second);
@@ -393,9 +392,9 @@ __device__ __forceinline__ void multiply(const Problem<Act>& problem) {
 }
 
 // A kernel: its name, then what it is made of. Grid: x rows / block_m, y n / 128 (both rounded up),
-// z 1 or the number of splits. Arguments: out [m, n] of Act or f32; x [m, k]; W as formats.cuh says;
-// bias [n] or null; with z > 1, partials [z, m, n padded to 128] and a zero for each CTA of a split
-// in `arrivals`.
+// z 1 or the number of splits. Arguments: out [m, n] of Act or f32; x [m, k]; W as formats.cuh
+// says; bias [n] or null; with z > 1, partials [z, m, n padded to 128] and a zero for each CTA of a
+// split in `arrivals`.
 #define LINEAR_KERNEL(name, Act, Format, block_m, stages)                                         \
     extern "C" __global__ void __launch_bounds__(threads_for(block_m), block_m > 64 ? 1 : 2)      \
         name(void* out, const Act* x, const uint8_t* codes, const uint8_t* headers,               \

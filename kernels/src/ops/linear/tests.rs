@@ -1,8 +1,11 @@
 use super::*;
 use crate::device::cpu::{CpuDevice, Isa};
 use crate::ops::dequantize;
-use crate::ops::testing::{assert_same_bits, cpu_backends, tensor, values};
-use half::bf16;
+use crate::ops::testing::{
+    assert_same_bits, cpu_backends, cuda_devices, on_device, tensor, values,
+};
+use half::{bf16, f16};
+pub(super) use crate::qualify::numbers::weight_bytes;
 
 /// out_features, in_features; in_features is rounded up to whole blocks of the dtype. The largest
 /// has two panels and three chunks.
@@ -47,14 +50,33 @@ impl Case {
 
     /// Rows `rows` of `x` through the weight.
     fn run(&self, backend: &Backend, weight: &Weight, rows: std::ops::Range<usize>) -> Vec<f32> {
-        let x = Tensor::from_f32(
-            &[rows.len(), self.k],
-            &self.x.f32()[rows.start * self.k..rows.end * self.k],
-        );
-        let mut out = tensor(5, &[rows.len(), self.n], 1.0);
-        linear(backend, &mut out, &x, weight, Some(&self.bias)).expect("shapes fit");
-        out.f32().to_vec()
+        let x = &self.x.f32()[rows.start * self.k..rows.end * self.k];
+        self.run_rows(backend, weight, x)
     }
+
+    /// Rows `x` through the weight, with a bias and an F32 result.
+    fn run_rows(&self, backend: &Backend, weight: &Weight, x: &[f32]) -> Vec<f32> {
+        let num_tokens = x.len() / self.k;
+        let x = on(backend, backend.activation_dtype(), &[num_tokens, self.k], x);
+        let before = values(5, num_tokens * self.n, 1.0);
+        let mut out = on(backend, DType::F32, &[num_tokens, self.n], &before);
+        let bias = on(backend, DType::F32, &[self.n], self.bias.f32());
+        linear(backend, &mut out, &x, weight, Some(&bias)).expect("shapes fit");
+        out.to_f32().expect("the device works")
+    }
+}
+
+/// A tensor in the memory of `backend`.
+fn on(backend: &Backend, dtype: DType, shape: &[usize], values: &[f32]) -> Tensor {
+    match backend {
+        Backend::Cuda(device) => on_device(device, dtype, shape, values),
+        _ => Tensor::from_f32(shape, values),
+    }
+}
+
+/// The CPU, and a GPU for each activation format where there is one.
+fn backends() -> Vec<Backend> {
+    cpu_backends().into_iter().chain(cuda_devices().into_iter().map(Backend::Cuda)).collect()
 }
 
 /// Rows of usual numbers, of zeros, with one huge number, of numbers too small to divide by, and
@@ -172,6 +194,79 @@ fn check_row(
     }
 }
 
+/// `x` as a GPU multiplies with it.
+fn round_to(dtype: DType, x: f32) -> f64 {
+    match dtype {
+        DType::F16 => f16::from_f32(x).to_f64(),
+        _ => bf16::from_f32(x).to_f64(),
+    }
+}
+
+#[test]
+fn products_on_a_gpu_are_those_of_the_operands_rounded_once() {
+    for device in cuda_devices() {
+        let dtype = device.activation_dtype();
+        let backend = Backend::Cuda(device);
+        for case in Case::all() {
+            let mut w = vec![0.0; case.n * case.k];
+            dequantize(case.dtype, &case.bytes, &mut w).expect("whole blocks");
+            let w: Vec<f64> = w.iter().map(|&w| round_to(dtype, w)).collect();
+            let weight = case.load(&backend);
+            for num_tokens in [1, 7, NUM_TOKENS_MAX] {
+                let out = case.run(&backend, &weight, 0..num_tokens);
+                let name = format!("{dtype} on {}", case.name(&backend, num_tokens));
+                check_sums(&case, &name, dtype, &w, &out);
+            }
+        }
+    }
+}
+
+fn check_sums(case: &Case, name: &str, dtype: DType, w: &[f64], out: &[f32]) {
+    for (t, out) in out.chunks_exact(case.n).enumerate() {
+        let x: Vec<f64> = case.x.f32_row(t).iter().map(|&x| round_to(dtype, x)).collect();
+        for ((i, &actual), w) in out.iter().enumerate().zip(w.chunks_exact(case.k)) {
+            let bias = f64::from(case.bias.f32()[i]);
+            let products = || w.iter().zip(&x).map(|(w, x)| w * x);
+            let exact = products().sum::<f64>() + bias;
+            let magnitude = products().map(f64::abs).sum::<f64>() + bias.abs();
+            let error = (f64::from(actual) - exact).abs();
+            assert!(
+                error <= SUM_ERROR * magnitude,
+                "{name}: [{t}, {i}] is {actual}, exact is {exact}"
+            );
+        }
+    }
+}
+
+#[test]
+fn results_on_a_gpu_are_rounded_or_added_at_the_very_end() {
+    // 40 columns end within a tile; 33 outputs of a row do not start at multiples of 16 bytes.
+    for (device, n) in cuda_devices().into_iter().flat_map(|d| [(d.clone(), 40), (d, 33)]) {
+        let dtype = device.activation_dtype();
+        let backend = Backend::Cuda(device);
+        let case = Case::new(DType::Q8_0, [n, 512]);
+        let weight = case.load(&backend);
+        for num_tokens in [1, 5, NUM_TOKENS_MAX] {
+            let name = case.name(&backend, num_tokens);
+            let sums = case.run(&backend, &weight, 0..num_tokens);
+            let shape = [num_tokens, n];
+            let x = on(&backend, dtype, &[num_tokens, 512], &case.x.f32()[..num_tokens * 512]);
+            let bias = on(&backend, DType::F32, &[n], case.bias.f32());
+            let before = values(5, num_tokens * n, 1.0);
+
+            let mut out = on(&backend, dtype, &shape, &before);
+            linear(&backend, &mut out, &x, &weight, Some(&bias)).expect("shapes fit");
+            let rounded: Vec<f32> = sums.iter().map(|&x| round_to(dtype, x) as f32).collect();
+            assert_same_bits(&out.to_f32().expect("read"), &rounded, &name);
+
+            let mut out = on(&backend, DType::F32, &shape, &before);
+            linear_add(&backend, &mut out, &x, &weight, Some(&bias)).expect("shapes fit");
+            let added: Vec<f32> = sums.iter().zip(&before).map(|(x, y)| x + y).collect();
+            assert_same_bits(&out.to_f32().expect("read"), &added, &name);
+        }
+    }
+}
+
 #[test]
 fn a_row_has_the_same_bits_alone_and_in_any_batch() {
     for case in Case::all() {
@@ -255,20 +350,16 @@ fn numbers_that_are_not_finite_spoil_their_row_alone() {
             let x = values(3, 3 * 256, 1.0);
             let mut spoilt = x.clone();
             spoilt[256 + 77] = bad;
-            for backend in cpu_backends() {
+            for backend in backends() {
                 let weight = case.load(&backend);
-                let run = |x: &[f32]| {
-                    let mut out = tensor(1, &[3, case.n], 1.0);
-                    let x = Tensor::from_f32(&[3, 256], x);
-                    linear(&backend, &mut out, &x, &weight, None).expect("shapes fit");
-                    out
-                };
-                let (out, expected) = (run(&spoilt), run(&x));
+                let out = case.run_rows(&backend, &weight, &spoilt);
+                let expected = case.run_rows(&backend, &weight, &x);
                 let name = case.name(&backend, 3);
-                assert_same_bits(out.f32_row(0), expected.f32_row(0), &name);
-                assert_same_bits(out.f32_row(2), expected.f32_row(2), &name);
-                let all_bad = out.f32_row(1).iter().all(|x| !x.is_finite());
-                assert!(all_bad, "{name}: {bad} became {:?}", out.f32_row(1));
+                let row = |i: usize| i * case.n..(i + 1) * case.n;
+                assert_same_bits(&out[row(0)], &expected[row(0)], &name);
+                assert_same_bits(&out[row(2)], &expected[row(2)], &name);
+                let all_bad = out[row(1)].iter().all(|x| !x.is_finite());
+                assert!(all_bad, "{name}: {bad} became {:?}", &out[row(1)]);
             }
         }
     }
@@ -276,7 +367,7 @@ fn numbers_that_are_not_finite_spoil_their_row_alone() {
 
 #[test]
 fn no_tokens_give_no_output() {
-    for backend in cpu_backends() {
+    for backend in backends() {
         let case = Case::new(DType::Q8_0, [18, 64]);
         assert!(case.run(&backend, &case.load(&backend), 0..0).is_empty());
     }

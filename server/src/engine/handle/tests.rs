@@ -1,24 +1,26 @@
 //! The engine thread seen from its handle, on a runner that counts: token n + 1 follows token n.
 
 use super::*;
-use crate::engine::plan::{ChunkOutput, Plan, StepOutput};
+use crate::engine::plan::{ChunkOutput, LastStep, Plan, StepOutput};
 use crate::engine::runner::{Runner, RunnerError};
 use crate::engine::{
-    CacheSalt, EngineError, EngineThread, FinishReason, PolicyKind, PrefixCaching, SampledToken,
-    SamplingParams, start,
+    CacheSalt, EngineError, EngineThread, FinishReason, Overlap, PolicyKind, PrefixCaching,
+    SampledToken, SamplingParams, start,
 };
 use models::TokenId;
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 /// Computes a step for each message from the test; without it the step is under way.
 struct CountingRunner {
-    plan: Option<Plan>,
+    under_way: VecDeque<Plan>,
+    last_step: LastStep,
     permits: Receiver<Result<(), RunnerError>>,
 }
 
 impl Runner for CountingRunner {
     fn launch(&mut self, plan: &Plan) -> Result<(), RunnerError> {
-        self.plan = Some(plan.clone());
+        self.under_way.push_back(plan.clone());
         Ok(())
     }
 
@@ -26,15 +28,17 @@ impl Runner for CountingRunner {
         let reason = String::from("the test has ended");
         let ended = RunnerError::RankFailed { rank: 0, reason };
         self.permits.recv().unwrap_or(Err(ended))?;
-        let plan = self.plan.take().expect("collect follows launch");
+        let plan = self.under_way.pop_front().expect("collect follows launch");
         let chunks = plan.chunks.iter().map(|chunk| ChunkOutput {
             sampled: chunk.sample.as_ref().map(|_| SampledToken {
-                token: TokenId(chunk.token_ids.last().unwrap().0 + 1),
+                token: TokenId(self.last_step.token_ids(chunk).last().unwrap().0 + 1),
                 logprobs: None,
             }),
             prompt_logprobs: Vec::new(),
         });
-        Ok(StepOutput { chunks: chunks.collect() })
+        let output = StepOutput { chunks: chunks.collect() };
+        self.last_step.remember(&plan, &output);
+        Ok(output)
     }
 }
 
@@ -51,13 +55,20 @@ fn config() -> EngineConfig {
         waiting_tokens_max: 40,
         policy: PolicyKind::Fcfs,
         prefix_caching: PrefixCaching::Enabled,
+        overlap: Overlap::Enabled,
     }
 }
 
 fn start_engine() -> (EngineHandle, EngineThread, Permits) {
-    let (permits, receiver) = channel();
-    let (handle, thread) = start(config(), CountingRunner { plan: None, permits: receiver });
-    (handle, thread, permits)
+    start_with(Overlap::Enabled)
+}
+
+fn start_with(overlap: Overlap) -> (EngineHandle, EngineThread, Permits) {
+    let (sender, permits) = channel();
+    let (under_way, last_step) = (VecDeque::new(), LastStep::default());
+    let runner = CountingRunner { under_way, last_step, permits };
+    let (handle, thread) = start(EngineConfig { overlap, ..config() }, runner);
+    (handle, thread, sender)
 }
 
 fn request(prompt: &[u32], max_new_tokens: usize) -> Request {
@@ -259,6 +270,55 @@ fn a_step_under_way_for_too_long_is_stuck() {
     permits.send(Ok(())).unwrap();
     eventually("the step has ended", || handle.stats().running == 0);
     assert_eq!(late(&handle, 100), EngineHealth::Ok);
+}
+
+#[test]
+fn one_request_alone_overlaps_too() {
+    for (overlap, num_launched) in [(Overlap::Disabled, 1), (Overlap::Enabled, 2)] {
+        let (handle, _thread, permits) = start_with(overlap);
+        let stream = submit(&handle, &[1], 3);
+        eventually("the steps are launched", || handle.stats().steps == num_launched);
+        assert_eq!(handle.stats().overlapped_steps, num_launched - 1);
+        allow_steps(&permits, 3);
+        assert_eq!(tokens(&all_events(stream)), [2, 3, 4]);
+        let stats = handle.stats();
+        assert_eq!((stats.steps, stats.wasted_tokens), (3, 0));
+    }
+}
+
+#[test]
+fn a_stop_is_told_while_the_step_ahead_is_under_way() {
+    let (handle, thread, permits) = start_engine();
+    let mut admission = handle.admit(1, 1).unwrap();
+    let mut stopping = request(&[1], 9);
+    stopping.sampling.stop_token_ids = vec![TokenId(3)];
+    let stream = handle.submit(&mut admission, stopping).unwrap();
+    allow_steps(&permits, 2);
+    let events = all_events(stream);
+    assert_eq!(tokens(&events), [2, 3]);
+    assert_eq!(events.last(), Some(&Event::Finished { reason: FinishReason::Stop }));
+    let stats = handle.stats();
+    assert_eq!((stats.steps, stats.blocks_free), (3, stats.blocks_total));
+    drop((handle, admission));
+    allow_steps(&permits, 1);
+    assert_eq!(thread.join(), Ok(()));
+}
+
+#[test]
+fn each_of_two_steps_under_way_can_be_stuck() {
+    let (handle, _thread, permits) = start_engine();
+    let late = |seconds| handle.shared().health_at(Instant::now() + Duration::from_secs(seconds));
+    let _stream = submit(&handle, &[1], 2);
+    eventually("both steps are under way", || handle.stats().overlapped_steps == 1);
+    assert_eq!(late(7), EngineHealth::Ok);
+    assert!(matches!(late(9), EngineHealth::Stuck { .. }), "the first");
+    allow_steps(&permits, 1);
+    eventually("the first has ended", || handle.stats().generated_tokens == 1);
+    assert_eq!(late(7), EngineHealth::Ok);
+    eventually("the second is waited for", || matches!(late(9), EngineHealth::Stuck { .. }));
+    allow_steps(&permits, 1);
+    eventually("the second has ended", || handle.stats().running == 0);
+    assert_eq!(late(100), EngineHealth::Ok);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What the scheduler decides, step by step: order, fairness, sharing and preemption.
 
 use super::*;
-use crate::engine::plan::{Chunk, ChunkOutput};
+use crate::engine::plan::{Chunk, ChunkInput, ChunkOutput, LastStep};
 use crate::engine::request::{CacheSalt, SampledToken, SamplingParams, TokenLogprobs};
 use models::TokenId;
 use std::time::Duration;
@@ -18,6 +18,7 @@ fn config() -> EngineConfig {
         waiting_tokens_max: 10_000,
         policy: PolicyKind::Fcfs,
         prefix_caching: PrefixCaching::Enabled,
+        overlap: Overlap::Disabled,
     }
 }
 
@@ -53,20 +54,32 @@ impl Bench {
         let number = self.num_submitted;
         self.num_submitted += 1;
         let arrival = self.start + Duration::from_secs(number);
-        self.scheduler.add(Sequence::new(SequenceId(number), request, arrival));
+        self.scheduler.add(SequenceId(number), request, arrival);
         number
     }
 
     /// Returns who computed how many tokens, in the plan's order.
     fn step(&mut self) -> Vec<(u64, usize)> {
-        let plan = self.scheduler.schedule(self.start + Duration::from_secs(1000));
-        let chunks: Vec<_> =
-            plan.chunks.iter().map(|c| (c.sequence.0, c.token_ids.len())).collect();
-        let output = StepOutput { chunks: plan.chunks.iter().map(compute).collect() };
-        let events = self.scheduler.commit(plan, output);
-        self.events.extend(events.into_iter().map(|(id, event)| (id.0, event)));
-        self.scheduler.assert_consistent();
+        let plan = self.schedule().expect("there is work");
+        let chunks = chunks_of(&plan);
+        self.commit(plan);
         chunks
+    }
+
+    fn schedule(&mut self) -> Option<Plan> {
+        let plan = self.scheduler.schedule(self.start + Duration::from_secs(1000));
+        self.scheduler.assert_consistent();
+        plan
+    }
+
+    /// Returns how many events came of it.
+    fn commit(&mut self, plan: Plan) -> usize {
+        let output = compute_plan(&plan);
+        let events = self.scheduler.commit(plan, output);
+        self.scheduler.assert_consistent();
+        let num_events = events.len();
+        self.events.extend(events.into_iter().map(|(id, event)| (id.0, event)));
+        num_events
     }
 
     fn run_to_end(&mut self) -> Vec<Vec<(u64, usize)>> {
@@ -91,6 +104,14 @@ impl Bench {
         });
         started.expect("it has started")
     }
+}
+
+fn chunks_of(plan: &Plan) -> Vec<(u64, usize)> {
+    plan.chunks.iter().map(|chunk| (chunk.sequence.0, chunk.num_tokens())).collect()
+}
+
+fn compute_plan(plan: &Plan) -> StepOutput {
+    StepOutput { chunks: plan.chunks.iter().map(compute).collect() }
 }
 
 fn compute(chunk: &Chunk) -> ChunkOutput {
@@ -337,13 +358,12 @@ fn an_aborted_sequence_is_left_out_of_the_results() {
     let mut bench = Bench::new(config());
     bench.add(request(0..4, 3));
     bench.add(request(10..14, 3));
-    let plan = bench.scheduler.schedule(bench.start);
+    let plan = bench.schedule().unwrap();
     assert_eq!(bench.scheduler.abort(SequenceId(0)), Aborted::Started);
     assert_eq!(bench.scheduler.abort(SequenceId(0)), Aborted::Unknown);
-    let output = StepOutput { chunks: plan.chunks.iter().map(compute).collect() };
-    let events = bench.scheduler.commit(plan, output);
-    assert!(events.iter().all(|(id, _)| *id == SequenceId(1)));
-    bench.scheduler.assert_consistent();
+    bench.commit(plan);
+    assert!(bench.events.iter().all(|(id, _)| *id == 1));
+    assert_eq!(bench.scheduler.stats().wasted_tokens, 4);
     bench.run_to_end();
 }
 
@@ -352,10 +372,162 @@ fn history_travels_only_when_sampling_needs_it() {
     let mut scheduler = Scheduler::new(config());
     let mut penalised = request(0..3, 2);
     penalised.sampling.repetition_penalty = 1.2;
-    scheduler.add(Sequence::new(SequenceId(0), request(10..13, 2), Instant::now()));
-    scheduler.add(Sequence::new(SequenceId(1), penalised, Instant::now()));
-    let plan = scheduler.schedule(Instant::now());
+    scheduler.add(SequenceId(0), request(10..13, 2), Instant::now());
+    scheduler.add(SequenceId(1), penalised, Instant::now());
+    let plan = scheduler.schedule(Instant::now()).unwrap();
     let history = |index: usize| &plan.chunks[index].sample.as_ref().unwrap().history;
     assert!(history(0).is_empty());
     assert_eq!(*history(1), [0, 1, 2].map(TokenId));
+}
+
+/// As `request`, ended by the first token.
+fn stopping(prompt: std::ops::Range<u32>, max_new_tokens: usize) -> Request {
+    let mut request = request(prompt, max_new_tokens);
+    request.sampling.eos_token_ids = vec![TokenId(7)];
+    request
+}
+
+#[test]
+fn a_plan_made_ahead_leaves_the_unknown_token_to_the_runner() {
+    let mut bench = Bench::new(config());
+    let mut penalised = request(0..3, 4);
+    penalised.sampling.repetition_penalty = 1.2;
+    bench.add(penalised);
+    let first = bench.schedule().unwrap();
+    let ahead = bench.schedule().unwrap();
+    let chunk = &ahead.chunks[0];
+    let step = chunk.sample.as_ref().unwrap();
+    assert_eq!((&chunk.input, chunk.start), (&ChunkInput::FromLastStep, 3));
+    assert_eq!((step.position, &step.history[..]), (4, &[0, 1, 2].map(TokenId)[..]));
+    let mut last_step = LastStep::default();
+    last_step.remember(&first, &compute_plan(&first));
+    assert_eq!(last_step.token_ids(chunk), [TokenId(7)]);
+    let whole = last_step.sample_step(chunk).unwrap();
+    assert_eq!(whole.history, [0, 1, 2, 7].map(TokenId));
+    bench.commit(first);
+    let third = bench.schedule().unwrap();
+    assert_eq!((&third.chunks[0].input, third.chunks[0].start), (&ChunkInput::FromLastStep, 4));
+    bench.commit(ahead);
+    bench.commit(third);
+    // With nothing under way the token is known.
+    let last = bench.schedule().unwrap();
+    assert_eq!(last.chunks[0].input, ChunkInput::Known(vec![TokenId(7)]));
+    bench.commit(last);
+    assert_eq!(bench.num_tokens(0), 4);
+    assert_eq!((bench.scheduler.stats().overlapped_steps, bench.scheduler.is_idle()), (2, true));
+}
+
+#[test]
+fn a_prompt_goes_on_in_the_plan_ahead() {
+    let mut bench = Bench::new(config());
+    bench.add(request(0..37, 1));
+    let plans = [bench.schedule().unwrap(), bench.schedule().unwrap()];
+    assert_eq!(plans.each_ref().map(chunks_of), [[(0, 16)], [(0, 16)]]);
+    assert_eq!(plans[1].chunks[0].start, 16);
+    plans.map(|plan| bench.commit(plan));
+    assert_eq!(bench.step(), [(0, 5)]);
+}
+
+#[test]
+fn what_is_certain_to_end_gives_up_its_place_in_the_plan_ahead() {
+    let one_at_a_time = EngineConfig { max_num_seqs: 1, max_model_len: 6, ..config() };
+    let scored = SamplingParams { prompt_logprobs: Some(0), ..request(0..1, 0).sampling };
+    for last in
+        [request(0..3, 1), request(0..5, 9), Request { sampling: scored, ..request(0..3, 0) }]
+    {
+        let mut bench = Bench::new(one_at_a_time.clone());
+        bench.add(last);
+        bench.add(request(50..53, 2));
+        let first = bench.schedule().unwrap();
+        let ahead = bench.schedule().unwrap();
+        assert_eq!(chunks_of(&ahead), [(1, 3)]);
+        bench.commit(first);
+        bench.commit(ahead);
+        bench.run_to_end();
+        assert_eq!(bench.scheduler.stats().wasted_tokens, 0);
+    }
+}
+
+#[test]
+fn nothing_is_planned_ahead_of_the_last_token() {
+    let mut bench = Bench::new(config());
+    bench.add(request(0..3, 1));
+    let last = bench.schedule().unwrap();
+    assert!(bench.schedule().is_none());
+    bench.commit(last);
+    assert!(bench.schedule().is_none() && bench.scheduler.is_idle());
+    assert_eq!(bench.scheduler.stats().steps, 1);
+}
+
+#[test]
+fn after_a_stop_the_step_ahead_gives_no_token_and_its_block_is_not_cached() {
+    let mut bench = Bench::new(config());
+    bench.add(stopping(0..7, 9));
+    let first = bench.schedule().unwrap();
+    // It fills the second block, with the token that ends the sequence.
+    let ahead = bench.schedule().unwrap();
+    assert_eq!(ahead.chunks[0].start, 7);
+    bench.commit(first);
+    assert_eq!(bench.events.last(), Some(&(0, Event::Finished { reason: FinishReason::Stop })));
+    let stats = bench.scheduler.stats();
+    assert_eq!((stats.blocks_free, stats.blocks_cached), (64, 1), "free at once");
+    // Another may have the blocks from the next plan on.
+    bench.add(request(30..46, 1));
+    let next = bench.schedule().unwrap();
+    assert_eq!(bench.commit(ahead), 0);
+    bench.commit(next);
+    let stats = bench.scheduler.stats();
+    assert_eq!((stats.generated_tokens, stats.wasted_tokens), (2, 1));
+    assert_eq!((stats.blocks_free, stats.blocks_cached), (64, 1 + 4));
+    assert!(bench.scheduler.is_idle());
+}
+
+#[test]
+fn an_abort_drops_its_results_in_both_steps_under_way() {
+    let mut bench = Bench::new(config());
+    bench.add(request(0..4, 9));
+    bench.add(request(10..14, 9));
+    let plans = [bench.schedule().unwrap(), bench.schedule().unwrap()];
+    bench.scheduler.abort(SequenceId(0));
+    assert_eq!(bench.scheduler.stats().blocks_free, 62, "free at once");
+    plans.map(|plan| bench.commit(plan));
+    assert!(bench.events.iter().all(|(id, _)| *id == 1));
+    assert_eq!((bench.num_tokens(1), bench.scheduler.stats().wasted_tokens), (2, 5));
+}
+
+#[test]
+fn no_plan_ahead_preempts() {
+    // Each needs three blocks in the end, and there are five.
+    let mut bench = Bench::new(EngineConfig { num_blocks: 5, ..config() });
+    bench.add(request(0..7, 5));
+    bench.add(request(20..27, 5));
+    let first = bench.schedule().unwrap();
+    let second = bench.schedule().unwrap();
+    bench.commit(first);
+    // Both want their third block now, but the first might have ended.
+    assert!(bench.schedule().is_none());
+    assert_eq!(bench.scheduler.stats().preemptions, 0);
+    bench.commit(second);
+    let third = bench.schedule().unwrap();
+    assert_eq!(chunks_of(&third), [(0, 1)]);
+    assert_eq!(bench.scheduler.stats().preemptions, 1);
+    bench.commit(third);
+    bench.run_to_end();
+    assert_eq!([0, 1].map(|id| bench.num_tokens(id)), [5, 5]);
+}
+
+#[test]
+fn who_awaits_a_prefix_waits_until_it_is_committed() {
+    let mut bench = Bench::new(config());
+    bench.add(request(0..9, 4));
+    bench.add(request(0..9, 1));
+    let first = bench.schedule().unwrap();
+    let ahead = bench.schedule().unwrap();
+    assert_eq!(chunks_of(&ahead), [(0, 1)]);
+    bench.commit(first);
+    let next = bench.schedule().unwrap();
+    assert_eq!(chunks_of(&next), [(0, 1), (1, 1)]);
+    bench.commit(ahead);
+    bench.commit(next);
+    assert_eq!(bench.cached_tokens(1), 8);
 }

@@ -7,6 +7,9 @@ use crate::DType;
 pub const TILE_N: usize = 128;
 pub const TILE_K: usize = 64;
 
+/// Longer headers lie in parts, those of the tile's rows side by side.
+pub const HEADER_PART_BYTES: usize = 16;
+
 /// Splits are made until a row of tiles, times its splits, is about this many blocks: one for each
 /// multiprocessor of a large device. A constant, not the number of this device's multiprocessors, so
 /// that all devices give the same bits.
@@ -66,8 +69,8 @@ impl Format {
         match self {
             Format::Plain => 0,
             Format::W8 | Format::W4 => 4,
-            Format::W4K => 16,
-            Format::W8K => 32,
+            Format::W4K => HEADER_PART_BYTES,
+            Format::W8K => 2 * HEADER_PART_BYTES,
         }
     }
 

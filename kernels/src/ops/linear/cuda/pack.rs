@@ -1,6 +1,6 @@
 //! Checkpoint bytes -> tiles of codes and headers, in the order of `formats.cuh`.
 
-use super::layout::{Format, Layout, TILE_K, TILE_N};
+use super::layout::{Format, HEADER_PART_BYTES, Layout, TILE_K, TILE_N};
 use crate::ops::dequantize::reference::k_scale_min;
 use crate::{DType, KernelError};
 use half::{bf16, f16};
@@ -150,10 +150,16 @@ impl Job<'_> {
         let header_bytes = self.layout.format.header_bytes();
         // Blocks of the checkpoint that one header serves.
         let blocks = self.layout.format.header_k() / self.dtype.block_len();
+        let mut out = vec![0; header_bytes];
         for (n, row) in self.rows.chunks(self.row_bytes).enumerate() {
             for (i, blocks) in row.chunks(blocks * self.dtype.block_bytes()).enumerate() {
-                let at = (i * TILE_N + n) * header_bytes;
-                header(self.dtype, blocks, &mut self.headers[at..at + header_bytes]);
+                let tile = &mut self.headers[i * TILE_N * header_bytes..][..TILE_N * header_bytes];
+                out.fill(0);
+                header(self.dtype, blocks, &mut out);
+                let parts = out.chunks(HEADER_PART_BYTES);
+                for (part, tile) in parts.zip(tile.chunks_mut(TILE_N * HEADER_PART_BYTES)) {
+                    tile[n * part.len()..(n + 1) * part.len()].copy_from_slice(part);
+                }
             }
         }
     }
@@ -253,13 +259,13 @@ fn header(dtype: DType, blocks: &[u8], out: &mut [u8]) {
             out[..4].copy_from_slice(&blocks[..4]);
             for j in 0..8 {
                 let (scale, min) = k_scale_min(&blocks[4..16], j);
-                out[4 + 2 * j..6 + 2 * j].fill(scale);
-                out[20 + j] = min;
+                out[4 + j] = min;
+                out[HEADER_PART_BYTES + 2 * j..][..2].fill(scale);
             }
         }
         DType::Q6K => {
             out[..2].copy_from_slice(&blocks[208..210]);
-            out[4..20].copy_from_slice(&blocks[192..208]);
+            out[HEADER_PART_BYTES..].copy_from_slice(&blocks[192..208]);
         }
         DType::F32 | DType::F16 | DType::BF16 => unreachable!("plain weights have no headers"),
     }

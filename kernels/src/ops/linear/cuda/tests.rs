@@ -1,12 +1,12 @@
 //! Packed weights read as the kernels do, lane by lane, and the plans of launches.
 
-use super::layout::{Format, Layout, TILE_K, TILE_N};
+use super::layout::{Format, HEADER_PART_BYTES, Layout, TILE_K, TILE_N};
 use super::pack::Packed;
 use super::*;
 use crate::DType;
 use crate::ops::dequantize::dequantize;
 use crate::ops::linear::tests::weight_bytes;
-use crate::ops::testing::assert_same_bits;
+use crate::ops::testing::{assert_same_bits, cuda_devices, on_device, values};
 use half::{bf16, f16};
 
 /// Rows and columns; columns become whole blocks. Some fill tiles, some do not.
@@ -49,17 +49,21 @@ impl Lane<'_> {
         })
     }
 
-    fn header(&self) -> &[u8] {
+    /// Bytes `at..at + len` of the header of this lane's row, all in one part.
+    fn header(&self, at: usize, len: usize) -> u32 {
         let format = self.layout.format;
         let header_steps = format.header_k() / TILE_K;
         let header = self.tile_row * self.layout.headers_per_row() + self.tile_step / header_steps;
-        let at = (header * TILE_N + self.row_in_tile()) * format.header_bytes();
-        &self.packed.headers[at..at + format.header_bytes()]
+        let (part, in_part) = (at / HEADER_PART_BYTES, at % HEADER_PART_BYTES);
+        let part_bytes = format.header_bytes().min(HEADER_PART_BYTES);
+        let row = part * TILE_N + self.row_in_tile();
+        let at = header * TILE_N * format.header_bytes() + row * part_bytes + in_part;
+        let bytes = &self.packed.headers[at..at + len];
+        bytes.iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte))
     }
 
     fn half_at(&self, at: usize) -> f32 {
-        let header = self.header();
-        f16::from_le_bytes([header[at], header[at + 1]]).to_f32()
+        f16::from_bits(self.header(at, 2) as u16).to_f32()
     }
 
     fn values(&self) -> [f32; 4] {
@@ -78,10 +82,7 @@ impl Lane<'_> {
                 self.nibbles().map(|q| d * (q - 8.0))
             }
             Format::W4K => {
-                let header = self.header();
-                let word = |i: usize| {
-                    u32::from_le_bytes(header[4 * i..4 * i + 4].try_into().expect("4 bytes"))
-                };
+                let word = |i: usize| self.header(4 * i, 4);
                 let bits = match self.tile_step % 4 {
                     3 => word(1) >> 24 | word(2) >> 24 << 8 | word(3) >> 24 << 16,
                     step => word(1 + step),
@@ -92,8 +93,8 @@ impl Lane<'_> {
             }
             Format::W8K => {
                 let sixteenth = self.tile_step % 4 * 4 + self.step;
-                let scale = self.half_at(0) * f32::from(self.header()[4 + sixteenth] as i8);
-                let min = self.half_at(2) * f32::from(self.header()[20 + sixteenth / 2]);
+                let scale = self.half_at(0) * f32::from(self.header(16 + sixteenth, 1) as i8);
+                let min = self.half_at(2) * self.header(4 + sixteenth / 2, 1) as f32;
                 self.bytes().map(|q| scale * q - min)
             }
         }
@@ -257,4 +258,43 @@ fn partial_sums_of_every_plan_fit_the_workspace() {
             }
         }
     }
+}
+
+/// Rows of the largest batch below: two of the tallest blocks.
+const ROWS_MAX: usize = 130;
+
+#[test]
+fn a_row_has_the_same_bits_from_every_kernel_and_in_any_batch() {
+    // One of each format; the splits of 1024 columns are two or more.
+    let dtypes = [DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4K, DType::Q6K];
+    for device in cuda_devices() {
+        for (dtype, k) in dtypes.into_iter().flat_map(|dtype| [(dtype, 1024), (dtype, 256)]) {
+            let n = 40;
+            let bytes = weight_bytes(dtype, n, k);
+            let weight = DeviceWeight::new(&device, dtype, n, k, &bytes).expect("memory");
+            let x = values(3, ROWS_MAX * k, 2.0);
+            let first = Plan { height: 0, splits: Splits::InTurn };
+            let expected = run(&device, first, &weight, &x[..17 * k]);
+            for (height, rows) in [(0, 1), (0, 16), (1, 17), (2, 33), (3, 3), (3, ROWS_MAX)] {
+                for splits in [Splits::InTurn, Splits::SideBySide] {
+                    let plan = Plan { height, splits };
+                    let out = run(&device, plan, &weight, &x[..rows * k]);
+                    let name = format!("{device:?} {dtype} {k} {plan:?} {rows}");
+                    let same = 17.min(rows) * n;
+                    assert_same_bits(&out[..same], &expected[..same], &name);
+                    assert!(out.iter().all(|x| x.is_finite()), "{name}");
+                }
+            }
+        }
+    }
+}
+
+fn run(device: &CudaDevice, plan: Plan, weight: &DeviceWeight, x: &[f32]) -> Vec<f32> {
+    let layout = &weight.layout;
+    let rows = x.len() / layout.in_features;
+    let x = on_device(device, device.activation_dtype(), &[rows, layout.in_features], x);
+    let shape = [rows, layout.out_features];
+    let mut out = on_device(device, DType::F32, &shape, &vec![f32::NAN; rows * shape[1]]);
+    launch(device, plan, Epilogue::StoreF32, &mut out, &x, weight, None).expect("shapes fit");
+    out.to_f32().expect("the device works")
 }
