@@ -61,3 +61,13 @@ pub fn assert_same_bits(actual: &[f32], expected: &[f32], case: &str) {
         assert_eq!(a.to_bits(), e.to_bits(), "{case}: value {i} is {a}, not {e}");
     }
 }
+
+/// Relative and absolute error of one rounding to `dtype`, with room for f32 arithmetic before it.
+pub fn rounding(dtype: DType) -> (f32, f32) {
+    match dtype {
+        DType::BF16 => (1.02 / 256.0, 1e-36),
+        // Below 2^-14 steps are 2^-24 wide.
+        DType::F16 => (1.02 / 2048.0, 3.1e-8),
+        _ => panic!("{dtype} is no activation format"),
+    }
+}

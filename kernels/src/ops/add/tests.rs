@@ -23,3 +23,18 @@ fn other_shapes_are_refused() {
         assert!(matches!(error, KernelError::Shape { what: "x", .. }), "{error}");
     }
 }
+
+#[test]
+fn sums_on_a_gpu_are_those_of_the_reference() {
+    for device in cuda_devices() {
+        for shape in [[0, 5], [1, 1], [3, 16], [7, 33], [40, 1001]] {
+            let (x, y) = (tensor(1, &shape, 2.0), tensor(2, &shape, 1e-3));
+            let mut expected = Tensor::from_f32(&shape, x.f32());
+            add_assign(&Backend::Reference, &mut expected, &y).expect("shapes fit");
+            let [mut sum, y] = [x, y].map(|t| on_device(&device, DType::F32, &shape, t.f32()));
+            add_assign(&Backend::Cuda(device.clone()), &mut sum, &y).expect("shapes fit");
+            let sum = sum.to_f32().expect("read");
+            assert_same_bits(&sum, expected.f32(), &format!("{device:?} {shape:?}"));
+        }
+    }
+}

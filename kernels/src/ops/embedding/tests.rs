@@ -55,3 +55,38 @@ fn ids_outside_the_table_and_wrong_lengths_are_refused() {
     let short = Table::load(&Backend::Reference, DType::Q4_0, 4, 32, Bytes::from_static(&[0; 71]));
     assert!(matches!(short, Err(KernelError::Shape { what: "table", .. })), "{short:?}");
 }
+
+#[test]
+fn rows_on_a_gpu_equal_the_reference_to_the_bit_for_every_dtype() {
+    let many: Vec<u32> = (0..60).map(|i| (i * 7) % 20).collect();
+    for device in cuda_devices() {
+        let backend = Backend::Cuda(device.clone());
+        for dtype in DType::ALL {
+            // Plain rows also of a length that is no whole number of vectors.
+            let row_lens = if dtype.is_quantized() { [768, 2048] } else { [768, 331] };
+            for row_len in row_lens {
+                let num_bytes = dtype.row_bytes(row_len).expect("whole blocks") * 20;
+                let bytes: Vec<u8> =
+                    (0..num_bytes).map(|i| ((i * 37 + i / 251) % 61 * 4 + i % 3) as u8).collect();
+                let load = |backend: &Backend| {
+                    let bytes = Bytes::from(bytes.clone());
+                    Table::load(backend, dtype, 20, row_len, bytes).expect("lengths fit")
+                };
+                let (here, there) = (load(&Backend::Reference), load(&backend));
+                let mut expected = tensor(1, &[60, row_len], 1.0);
+                let (token_ids, _buffer) = indices_on(&device, &many);
+                embedding(&Backend::Reference, &mut expected, &here, &token_ids).expect("fits");
+                let mut out =
+                    on_device(&device, DType::F32, &[60, row_len], &vec![1.0; 60 * row_len]);
+                embedding(&backend, &mut out, &there, &token_ids).expect("fits");
+                for (i, (a, e)) in
+                    out.to_f32().expect("read").iter().zip(expected.f32()).enumerate()
+                {
+                    // Any bytes may be NaN as f16.
+                    let is_same = a.to_bits() == e.to_bits() || (a.is_nan() && e.is_nan());
+                    assert!(is_same, "{device:?} {dtype} {row_len}: value {i} is {a}, not {e}");
+                }
+            }
+        }
+    }
+}

@@ -44,3 +44,39 @@ fn a_value_does_not_depend_on_its_place() {
         }
     }
 }
+
+#[test]
+fn gates_on_a_gpu_are_the_reference_rounded_to_the_activation_format() {
+    for device in cuda_devices() {
+        let (backend, dtype) = (Backend::Cuda(device.clone()), device.activation_dtype());
+        for (shape, range) in [([1, 1], 1.0), ([2, 16], 4.0), ([3, 45], 20.0), ([5, 4864], 86.0)] {
+            let len = shape[0] * shape[1];
+            let gate = on_device(&device, dtype, &shape, &values(1, len, range));
+            let up = on_device(&device, dtype, &shape, &values(2, len, 3.0));
+            let [gate_here, up_here] =
+                [&gate, &up].map(|t| Tensor::from_f32(&shape, &t.to_f32().expect("read")));
+            let mut expected = tensor(3, &shape, 1.0);
+            silu_mul(&Backend::Reference, &mut expected, &gate_here, &up_here).expect("fits");
+            let mut out = Tensor::zeros_on(&backend, dtype, &shape).expect("small");
+            silu_mul(&backend, &mut out, &gate, &up).expect("shapes fit");
+            let case = format!("{device:?} {shape:?}");
+            let (relative, absolute) = rounding(dtype);
+            let out = out.to_f32().expect("read");
+            assert_close(&out, expected.f32(), relative, absolute, &case);
+        }
+    }
+}
+
+#[test]
+fn extreme_gates_on_a_gpu_give_limits_and_nan_stays_nan() {
+    for device in cuda_devices() {
+        let (backend, dtype) = (Backend::Cuda(device.clone()), device.activation_dtype());
+        let gate = on_device(&device, dtype, &[1, 5], &[-1000.0, 1000.0, f32::NAN, 0.0, -0.0]);
+        let up = on_device(&device, dtype, &[1, 5], &[2.0; 5]);
+        let mut out = Tensor::zeros_on(&backend, dtype, &[1, 5]).expect("small");
+        silu_mul(&backend, &mut out, &gate, &up).expect("shapes fit");
+        let out = out.to_f32().expect("read");
+        assert!(out[0].abs() < 1e-30 && out[1] == 2000.0 && out[2].is_nan(), "{out:?}");
+        assert!(out[3] == 0.0 && out[4] == 0.0, "{out:?}");
+    }
+}
