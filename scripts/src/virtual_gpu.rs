@@ -39,6 +39,7 @@ Variables:
   VIRTUAL_GPU_FAULT=LIST            alloc:N, launch:N, lost:N (each also @DEVICE),
                                     skip-collective:RANK:N
   VIRTUAL_GPU_NCCL_TIMEOUT_S=N      a collective that not all ranks join fails after N seconds
+  VIRTUAL_GPU_THREADS=N             host threads per kernel (all cores)
   VIRTUAL_GPU_REPORT=FILE           counters, violations and leaks as JSON at exit
   VIRTUAL_GPU_TRACE=1               each driver call and its result on stderr"
     );

@@ -21,6 +21,8 @@ pub struct Config {
     pub model: DeviceModel,
     /// `VIRTUAL_GPU_REPORT`: file that gets the counters at exit.
     pub report: Option<PathBuf>,
+    /// `VIRTUAL_GPU_THREADS`: host threads per kernel; all cores unless told.
+    pub threads: usize,
     /// `VIRTUAL_GPU_TRACE=1`: each call and its result on stderr.
     pub trace: bool,
 }
@@ -69,6 +71,10 @@ impl Config {
         )?;
         let seed = parse("VIRTUAL_GPU_SEED", 0, "a whole number", |text| text.parse().ok())?;
         let trace = parse("VIRTUAL_GPU_TRACE", 0, "0 or 1", |text| text.parse().ok())? != 0;
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+        let threads = parse("VIRTUAL_GPU_THREADS", cores, "1 to 1024", |text| {
+            text.parse().ok().filter(|n| (1..=1024).contains(n))
+        })?;
         let checks = get("VIRTUAL_GPU_CHECKS").unwrap_or_else(|| "all".to_owned());
         let capability = get("VIRTUAL_GPU_COMPUTE_CAPABILITY").unwrap_or_else(|| "8.0".to_owned());
         Ok(Config {
@@ -85,6 +91,7 @@ impl Config {
                 )
             })?,
             report: get("VIRTUAL_GPU_REPORT").filter(|path| !path.is_empty()).map(PathBuf::from),
+            threads: threads as usize,
             trace,
         })
     }

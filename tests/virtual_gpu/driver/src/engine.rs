@@ -67,6 +67,9 @@ impl DeviceMemory {
             seed,
             checks: config.checks,
             arch_shared_optin: config.model.shared_optin_bytes,
+            threads: config.threads,
+            // They cost time, and only the report shows them.
+            counters: config.report.is_some(),
             ..LaunchConfig::default()
         };
         let module = &launch.function.module.ptx;

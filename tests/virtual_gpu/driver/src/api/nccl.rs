@@ -3,14 +3,18 @@
 use crate::abi::{Code, DevicePtr};
 use crate::entry::{driver_api, put};
 use crate::queue::{External, HostPtr, Ticket, Work};
-use crate::state::{Driver, current};
+use crate::state::Driver;
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
 driver_api! {
     /// Enqueues an operation of the NCCL library; in a capture it becomes a node that runs at each launch.
     /// `start` returns 0, an error, or `EXTERNAL_PENDING` if `virtual_gpu_complete` will end it.
+    ///
+    /// A default stream is that of the device's primary context. Errors: `INVALID_HANDLE` if the stream is of
+    /// another device.
     fn virtual_gpu_enqueue(
+        device: c_int,
         stream: u64,
         start: unsafe extern "C" fn(*mut c_void, Ticket) -> u32,
         data: *mut c_void,
@@ -18,8 +22,15 @@ driver_api! {
     ) {
         // Made first, so that `data` is released on every path.
         let external = Arc::new(External { start, data: HostPtr(data), release });
-        let (_driver, mut state, context) = current()?;
-        let stream = state.stream(stream, context)?;
+        let driver = Driver::get()?;
+        let ordinal = driver.device(device)?;
+        let mut state = driver.lock();
+        let primary = state.devices[ordinal].primary.ok_or(Code::INVALID_CONTEXT)?;
+        state.check_context(primary)?;
+        let stream = state.stream(stream, primary)?;
+        if state.device_of(state.streams[&stream].context) != ordinal {
+            return Err(Code::INVALID_HANDLE);
+        }
         state.submit("ncclCollective", stream, Work::External(external))?;
         Ok(())
     }
@@ -30,14 +41,6 @@ driver_api! {
         let Some(context) = driver.lock().queue.context_of(ticket) else { return Ok(()) };
         driver.finish(ticket, context, (error != 0).then_some(Code(error)));
         Ok(())
-    }
-
-    /// The device of a stream as the calling thread passes it.
-    fn virtual_gpu_stream_device(stream: u64, device: *mut c_int) {
-        let (_driver, mut state, context) = current()?;
-        let stream = state.stream(stream, context)?;
-        let context = state.streams[&stream].context;
-        put(device, state.device_of(context) as c_int)
     }
 
     /// The device whose live allocation holds the range.
