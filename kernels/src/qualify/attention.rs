@@ -45,9 +45,8 @@ impl Step {
         let (num_tokens, num_blocks) = (last(&query_start), last(&block_table_start));
         let q_shape = [num_tokens, kv_heads * group * head_dim];
         let cache_shape = [num_blocks, kv_heads, BLOCK_SIZE, head_dim];
-        let draw = |seed, shape: &[usize]| {
-            rounded(dtype, &values(seed, shape.iter().product(), 2.0))
-        };
+        let draw =
+            |seed, shape: &[usize]| rounded(dtype, &values(seed, shape.iter().product(), 2.0));
         Step {
             query_start,
             context_len: SEQUENCES.map(|[context, _]| context as u32).to_vec(),

@@ -2,6 +2,8 @@
 
 use super::Findings;
 use super::numbers::{Tolerance, on_device, rounded, values, weight_bytes};
+use crate::ops::linear::cuda::launch_of;
+use crate::ops::linear::cuda::layout::{Format, Layout};
 use crate::ops::{self, Weight};
 use crate::{Backend, DType, KernelError, Tensor};
 
@@ -16,19 +18,18 @@ const UNITS: f32 = 2.0;
 pub fn linear(findings: &mut Findings) {
     for &[n, k] in findings.cases(&SHAPES, 1) {
         for dtype in DType::ALL {
-            for &rows in findings.cases(&ROWS, 2) {
+            for rows in ROWS {
+                let layout = Layout { format: Format::of(dtype), out_features: n, in_features: k };
+                let (kernel, ..) = launch_of(&layout, findings.activation(), rows);
+                let case = format!("{rows} rows, [{n}, {k}] of {dtype}");
                 let deviation = one(findings, dtype, [rows, n, k]);
-                findings.add("linear", format!("{rows} rows, [{n}, {k}] of {dtype}"), deviation);
+                findings.add_of_kernel("linear", Some(kernel), case, deviation);
             }
         }
     }
 }
 
-fn one(
-    findings: &Findings,
-    dtype: DType,
-    [rows, n, k]: [usize; 3],
-) -> Result<f64, KernelError> {
+fn one(findings: &Findings, dtype: DType, [rows, n, k]: [usize; 3]) -> Result<f64, KernelError> {
     let activation = findings.activation();
     let bytes = weight_bytes(dtype, n, k);
     let load = |b: &Backend| Weight::load(b, dtype, n, k, bytes.clone().into());

@@ -11,7 +11,7 @@ pub mod numbers;
 mod positions;
 pub mod speed;
 
-use crate::device::cuda::CudaDevice;
+use crate::device::cuda::{CudaDevice, KernelSpec};
 use crate::{Backend, DType, KernelError};
 
 /// How much is tried.
@@ -29,6 +29,8 @@ pub struct Finding {
     pub op: &'static str,
     pub activation: DType,
     pub case: String,
+    /// The kernel that was tried, where the op has others that do the same.
+    pub kernel: Option<&'static KernelSpec>,
     pub outcome: Outcome,
 }
 
@@ -76,6 +78,40 @@ pub fn qualify(device: &CudaDevice, depth: Depth) -> Vec<Finding> {
     all
 }
 
+/// What follows from findings.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Verdict {
+    /// Kernels that disagree with the reference and have an alternative that does not.
+    pub switch_off: Vec<&'static KernelSpec>,
+    /// Findings about what has no alternative.
+    pub hopeless: Vec<Finding>,
+}
+
+impl Verdict {
+    pub fn of(findings: &[Finding]) -> Verdict {
+        let wrong = || findings.iter().filter(|f| !f.is_right());
+        let is_wrong = |kernel: &KernelSpec| wrong().any(|f| f.kernel == Some(kernel));
+        // Another kernel of the same file and format, all of whose cases are right.
+        let has_alternative = |f: &Finding, kernel: &KernelSpec| {
+            let others = findings.iter().filter(|g| g.activation == f.activation);
+            let mut others = others.filter_map(|g| g.kernel);
+            others.any(|k| k.module == kernel.module && k != kernel && !is_wrong(k))
+        };
+        let mut verdict = Verdict::default();
+        for finding in wrong() {
+            match finding.kernel {
+                Some(kernel) if has_alternative(finding, kernel) => {
+                    if !verdict.switch_off.contains(&kernel) {
+                        verdict.switch_off.push(kernel);
+                    }
+                }
+                _ => verdict.hopeless.push(finding.clone()),
+            }
+        }
+        verdict
+    }
+}
+
 /// What the checks share: the device, and the list they add to.
 struct Findings {
     device: CudaDevice,
@@ -101,11 +137,21 @@ impl Findings {
     }
 
     fn add(&mut self, op: &'static str, case: String, deviation: Result<f64, KernelError>) {
+        self.add_of_kernel(op, None, case, deviation);
+    }
+
+    fn add_of_kernel(
+        &mut self,
+        op: &'static str,
+        kernel: Option<&'static KernelSpec>,
+        case: String,
+        deviation: Result<f64, KernelError>,
+    ) {
         let outcome = match deviation {
             Ok(deviation) => Outcome::Deviation(deviation),
             Err(error) => Outcome::Failed(error),
         };
-        self.list.push(Finding { op, activation: self.activation(), case, outcome });
+        self.list.push(Finding { op, activation: self.activation(), case, kernel, outcome });
     }
 }
 
@@ -123,14 +169,35 @@ mod tests {
         }
     }
 
+    fn finding(kernel: Option<&'static KernelSpec>, outcome: Outcome) -> Finding {
+        Finding { op: "linear", activation: DType::F16, case: "small".into(), kernel, outcome }
+    }
+
+    const KERNELS: [KernelSpec; 2] = [
+        KernelSpec { module: "m", name: "low", params: &[] },
+        KernelSpec { module: "m", name: "high", params: &[] },
+    ];
+
+    #[test]
+    fn a_wrong_kernel_is_switched_off_where_another_is_right_and_hopeless_where_none_is() {
+        static LOW: &KernelSpec = &KERNELS[0];
+        static HIGH: &KernelSpec = &KERNELS[1];
+        let right = |kernel| finding(kernel, Outcome::Deviation(0.5));
+        let wrong = |kernel| finding(kernel, Outcome::Deviation(2.0));
+        let verdict = Verdict::of(&[wrong(Some(LOW)), wrong(Some(LOW)), right(Some(HIGH))]);
+        assert_eq!(verdict.switch_off, [LOW]);
+        assert!(verdict.hopeless.is_empty());
+        let verdict = Verdict::of(&[wrong(Some(LOW)), wrong(Some(HIGH)), right(None)]);
+        assert_eq!((verdict.switch_off.len(), verdict.hopeless.len()), (0, 2));
+        let verdict = Verdict::of(&[wrong(None), right(Some(LOW)), right(Some(HIGH))]);
+        assert_eq!((verdict.switch_off.len(), verdict.hopeless.len()), (0, 1));
+        assert_eq!(Verdict::of(&[right(None)]), Verdict::default());
+    }
+
     #[test]
     fn a_deviation_above_one_and_a_failure_are_not_right() {
-        let finding = |outcome| Finding {
-            op: "add",
-            activation: DType::F16,
-            case: "small".into(),
-            outcome,
-        };
+        let finding =
+            |outcome| Finding { op: "add", activation: DType::F16, case: "small".into(), outcome };
         assert!(finding(Outcome::Deviation(1.0)).is_right());
         assert!(!finding(Outcome::Deviation(1.1)).is_right());
         assert!(!finding(Outcome::Deviation(f64::INFINITY)).is_right());

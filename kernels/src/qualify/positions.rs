@@ -30,9 +30,8 @@ type Result3 = Result<[Vec<f32>; 3], KernelError>;
 fn one(findings: &Findings, shape: [usize; 3], has_norm: bool) -> Result<f64, KernelError> {
     let dtype = findings.activation();
     let on_gpu = |shape: &[usize], x: &[f32], dtype| on_device(&findings.device, dtype, shape, x);
-    let on_host = |shape: &[usize], x: &[f32], dtype| {
-        Ok(Tensor::from_f32(shape, &rounded(dtype, x)))
-    };
+    let on_host =
+        |shape: &[usize], x: &[f32], dtype| Ok(Tensor::from_f32(shape, &rounded(dtype, x)));
     let (positions, _positions) = indices_on(&findings.device, &[0, 5, 11])?;
     let (slots, _slots) = indices_on(&findings.device, &[17, 0, 31])?;
     let steps = [&positions, &slots];

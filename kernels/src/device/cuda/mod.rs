@@ -17,9 +17,9 @@ pub use spec::{Arg, Geometry, KernelSpec, Param};
 use crate::{DType, KernelError};
 use cudarc::driver::result::DriverError;
 use cudarc::driver::{result, sys};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CString, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Shared memory that a block may have without being asked for.
 const SHARED_BYTES_DEFAULT: u32 = 48 << 10;
@@ -46,6 +46,8 @@ struct Inner {
     workspace: Mutex<u64>,
     /// Address of the scratch memory, 0 before its first use.
     scratch: Mutex<u64>,
+    /// Kernels that must not be launched.
+    switched_off: Mutex<BTreeSet<&'static str>>,
 }
 
 #[derive(Default)]
@@ -93,8 +95,18 @@ impl CudaDevice {
         // SAFETY: the context was just retained.
         unsafe { result::ctx::set_current(context) }?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
-        let (kernels, workspace, scratch) = Default::default();
-        let inner = Inner { ordinal, device, context, stream, name, kernels, workspace, scratch };
+        let (kernels, workspace, scratch, switched_off) = Default::default();
+        let inner = Inner {
+            ordinal,
+            device,
+            context,
+            stream,
+            name,
+            kernels,
+            workspace,
+            scratch,
+            switched_off,
+        };
         Ok(CudaDevice { inner: Arc::new(inner), activation: DType::BF16 })
     }
 
@@ -161,6 +173,27 @@ impl CudaDevice {
     fn attribute(&self, which: sys::CUdevice_attribute_enum) -> Result<i32, KernelError> {
         // SAFETY: the device exists.
         Ok(unsafe { result::device::get_attribute(self.inner.device, which) }?)
+    }
+
+    /// The CUDA version that the driver offers, such as 13000 for 13.0.
+    pub fn driver_version(&self) -> Result<i32, KernelError> {
+        let mut version = 0;
+        // SAFETY: the pointer is valid for the call.
+        check(unsafe { sys::cuDriverGetVersion(&mut version) }.result())?;
+        Ok(version)
+    }
+
+    /// Takes an alternative to `kernel` from now on, where its op has one.
+    pub fn switch_off(&self, kernel: &'static KernelSpec) {
+        self.switched_off().insert(kernel.name);
+    }
+
+    pub fn is_switched_off(&self, kernel: &KernelSpec) -> bool {
+        self.switched_off().contains(kernel.name)
+    }
+
+    fn switched_off(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {
+        self.inner.switched_off.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Free and total memory, in bytes.

@@ -122,6 +122,31 @@ impl Plan {
     fn new(layout: &Layout, num_rows: usize) -> Plan {
         let tallest = HEIGHTS.len() - 1;
         let height = HEIGHTS.iter().position(|&h| num_rows <= h).unwrap_or(tallest);
+        Self::with_height(layout, num_rows, height)
+    }
+
+    /// The same among the kernels that `device` may launch: the nearest height from there up, or else
+    /// down.
+    ///
+    /// Errors: `Device` when all of them are switched off.
+    fn on_device(
+        device: &CudaDevice,
+        layout: &Layout,
+        num_rows: usize,
+    ) -> Result<Plan, KernelError> {
+        let first = Plan::new(layout, num_rows).height;
+        let heights = (first..HEIGHTS.len()).chain((0..first).rev());
+        let plans = heights.map(|height| Self::with_height(layout, num_rows, height));
+        let is_on = |plan: &Plan| {
+            !device.is_switched_off(plan.kernel(layout.format, device.activation_dtype()))
+        };
+        plans.into_iter().find(is_on).ok_or_else(|| {
+            let format = layout.format;
+            KernelError::Device(format!("all kernels for weights of {format:?} are switched off"))
+        })
+    }
+
+    fn with_height(layout: &Layout, num_rows: usize, height: usize) -> Plan {
         let side_by_side = Plan { height, splits: Splits::SideBySide };
         let fits = side_by_side.num_blocks_of_split(layout, num_rows) < BLOCKS_WANTED
             && side_by_side.partials_bytes(layout, num_rows)
@@ -211,7 +236,7 @@ pub fn linear(
         DType::F32 => Epilogue::StoreF32,
         _ => Epilogue::StoreActivation,
     };
-    let plan = Plan::new(&weight.layout, x.rows());
+    let plan = Plan::on_device(device, &weight.layout, x.rows())?;
     launch(device, plan, epilogue, out, x, weight, bias)
 }
 
@@ -222,7 +247,7 @@ pub fn linear_add(
     weight: &DeviceWeight,
     bias: Option<&Tensor>,
 ) -> Result<(), KernelError> {
-    let plan = Plan::new(&weight.layout, x.rows());
+    let plan = Plan::on_device(device, &weight.layout, x.rows())?;
     launch(device, plan, Epilogue::AddF32, out, x, weight, bias)
 }
 

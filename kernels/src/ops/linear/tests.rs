@@ -4,8 +4,8 @@ use crate::ops::dequantize;
 use crate::ops::testing::{
     assert_same_bits, cpu_backends, cuda_devices, on_device, tensor, values,
 };
-use half::{bf16, f16};
 pub(super) use crate::qualify::numbers::weight_bytes;
+use half::{bf16, f16};
 
 /// out_features, in_features; in_features is rounded up to whole blocks of the dtype. The largest
 /// has two panels and three chunks.

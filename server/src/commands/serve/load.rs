@@ -172,6 +172,7 @@ fn start_local(
 ) -> Result<(RankGroup, String), StartupError> {
     let num_ranks = config.compute.tensor_parallel;
     let devices = Devices::share(&config.compute, num_ranks, model.activation())?;
+    let devices = devices.qualified(&config.hub.cache_dir)?;
     let configs = devices.ranks.iter().map(|device| rank_config(config, setup, device)).collect();
     let (checkpoint, max_model_len) = (model.checkpoint, setup.room.max_model_len);
     let group = RankGroup::start_local(configs, move |backend, spec| {
@@ -190,6 +191,7 @@ fn start_leading(
 ) -> Result<(RankGroup, String), StartupError> {
     let (rank, local_size) = (others.messages.rank(), others.messages.local_size());
     let devices = Devices::one_of(&config.compute, rank, local_size, model.activation())?;
+    let devices = devices.qualified(&config.hub.cache_dir)?;
     let device = &devices.ranks[0];
     let (rank_config, backend) = (rank_config(config, setup, device), device.backend.clone());
     let spec = ShardSpec { rank: 0, world_size: others.messages.world_size() };
