@@ -3,7 +3,9 @@
 //! a virtual one, is done soon; its numbers then say little.
 
 use super::numbers::{bytes_of, on_device, values};
-use crate::device::cuda::{CudaDevice, DeviceBuffer, Event, PinnedBuffer};
+use crate::device::cuda::{CudaDevice, DeviceBuffer, Event, KernelSpec, PinnedBuffer};
+use crate::ops::linear::cuda::layout::{Format, Layout};
+use crate::ops::linear::cuda::{kernels_for, launch_of};
 use crate::ops::{self, Weight};
 use crate::{Backend, DType, KernelError, Tensor};
 
@@ -45,6 +47,70 @@ pub fn measure(device: &CudaDevice) -> Result<Vec<Timing>, KernelError> {
         grow(&ROWS, |&shape| add_rms_norm(&device, shape))?,
         grow(&ROWS, |&shape| silu_mul(&device, shape))?,
     ])
+}
+
+/// Several kernels that do the same, timed.
+#[derive(Debug, Clone)]
+pub struct Race {
+    /// The one that is launched unless told otherwise.
+    pub usual: &'static KernelSpec,
+    /// Rows of x; the weight is in `times`.
+    pub rows: usize,
+    /// In the order of their speed; kernels that are switched off do not take part.
+    pub times: Vec<(&'static KernelSpec, Timing)>,
+}
+
+impl Race {
+    /// The fastest one, if it beats the usual one clearly.
+    pub fn winner(&self) -> Option<&'static KernelSpec> {
+        let (kernel, best) = self.times.first()?;
+        let usual = self.times.iter().find(|(k, _)| *k == self.usual);
+        let is_clear = |(_, usual): &(_, Timing)| usual.rate < CLEARLY * best.rate;
+        (*kernel != self.usual && usual.is_none_or(is_clear)).then_some(kernel)
+    }
+}
+
+/// A difference below 3% is noise.
+const CLEARLY: f64 = 0.97;
+/// One dtype for each format of weights on a device; the activation's own is the sixth.
+const RACE_DTYPES: [DType; 4] = [DType::Q8_0, DType::Q4_0, DType::Q4K, DType::Q6K];
+/// Rows of x for each of the kernels that may be the usual one.
+const RACE_ROWS: [usize; 4] = [1, 32, 64, 512];
+
+/// Lets the kernels of every weight format race at every number of rows. What `device` launches is
+/// left as it was.
+///
+/// Errors: what the device answers.
+pub fn race(device: &CudaDevice) -> Result<Vec<Race>, KernelError> {
+    let mut races = Vec::new();
+    for activation in [DType::BF16, DType::F16] {
+        let device = device.with_activation(activation);
+        for dtype in RACE_DTYPES.into_iter().chain([activation]) {
+            for rows in RACE_ROWS {
+                races.push(race_one(&device, dtype, rows)?);
+            }
+        }
+    }
+    Ok(races)
+}
+
+fn race_one(device: &CudaDevice, dtype: DType, rows: usize) -> Result<Race, KernelError> {
+    let format = Format::of(dtype);
+    let [n, k] = STREAMED[0];
+    let layout = Layout { format, out_features: n, in_features: k };
+    let (usual, ..) = launch_of(&layout, device.activation_dtype(), rows);
+    let kernels = kernels_for(format, device.activation_dtype());
+    let before = device.preferred(usual);
+    let mut times = Vec::new();
+    for kernel in kernels.iter().filter(|kernel| !device.is_switched_off(kernel)) {
+        device.prefer(usual, kernel);
+        let timing = grow(&STREAMED, |&[n, k]| product(device, dtype, [rows, n, k]));
+        device.prefer(usual, before);
+        times.push((kernel, timing?));
+    }
+    // Rates, for the sizes that were reached may differ.
+    times.sort_by(|(_, a), (_, b)| b.rate.total_cmp(&a.rate));
+    Ok(Race { usual, rows, times })
 }
 
 /// The timing at the first size that takes long enough, or at the last.
@@ -149,4 +215,28 @@ fn silu_mul(device: &CudaDevice, shape: [usize; 2]) -> Result<Timing, KernelErro
     time(device, format!("SiLU and product of {rows} rows of {n}"), amount, || {
         ops::silu_mul(&backend, &mut out, &gate, &up)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static KERNELS: [KernelSpec; 2] = [
+        KernelSpec { module: "m", name: "low", params: &[] },
+        KernelSpec { module: "m", name: "high", params: &[] },
+    ];
+
+    fn winner(rates: [f64; 2]) -> Option<&'static KernelSpec> {
+        let timing = |rate| Timing { what: "a product".into(), median_ms: 1.0, rate, unit: "GB/s" };
+        let mut times = vec![(&KERNELS[0], timing(rates[0])), (&KERNELS[1], timing(rates[1]))];
+        times.sort_by(|(_, a), (_, b)| b.rate.total_cmp(&a.rate));
+        Race { usual: &KERNELS[0], rows: 1, times }.winner()
+    }
+
+    #[test]
+    fn another_kernel_wins_only_by_a_clear_lead() {
+        assert_eq!(winner([100.0, 120.0]), Some(&KERNELS[1]));
+        assert_eq!(winner([100.0, 101.0]), None);
+        assert_eq!(winner([100.0, 80.0]), None);
+    }
 }

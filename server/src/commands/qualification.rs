@@ -31,6 +31,8 @@ pub struct Record {
     pub subject: Subject,
     /// Names of kernels that disagree with the reference.
     pub switched_off: Vec<String>,
+    /// Names of kernels, each with that of one that does the same faster here.
+    pub preferred: Vec<[String; 2]>,
 }
 
 impl Subject {
@@ -66,6 +68,7 @@ pub fn ensure(device: &CudaDevice, cache_dir: &Path) -> Result<(), StartupError>
     let path = subject.path(cache_dir);
     if let Some(record) = load(&path).filter(|record| record.subject == subject) {
         switch_off(device, &record.switched_off);
+        prefer(device, &record.preferred);
         return Ok(());
     }
     tracing::info!(device = device.name(), "trying each kernel on this GPU for the first time");
@@ -96,7 +99,7 @@ pub fn decide(
     }
     let names: Vec<String> = verdict.switch_off.iter().map(|k| k.name.to_string()).collect();
     switch_off(device, &names);
-    Ok(Record { subject: subject.clone(), switched_off: names })
+    Ok(Record { subject: subject.clone(), switched_off: names, preferred: Vec::new() })
 }
 
 /// Keeps the record for the next start. A folder that cannot be written costs that start some seconds.
@@ -123,6 +126,15 @@ fn switch_off(device: &CudaDevice, names: &[String]) {
                 "this kernel disagrees with the reference on this GPU and is switched off"
             );
             device.switch_off(kernel);
+        }
+    }
+}
+
+fn prefer(device: &CudaDevice, pairs: &[[String; 2]]) {
+    let find = |name: &String| cuda_kernels().find(|kernel| kernel.name == name);
+    for [usual, faster] in pairs {
+        if let (Some(usual), Some(faster)) = (find(usual), find(faster)) {
+            device.prefer(usual, faster);
         }
     }
 }
@@ -163,7 +175,11 @@ mod tests {
     #[test]
     fn a_record_comes_back_as_it_was_kept() {
         let folder = tempfile::tempdir().expect("a folder");
-        let record = Record { subject: subject(), switched_off: vec!["linear_w4_bf16_m16".into()] };
+        let record = Record {
+            subject: subject(),
+            switched_off: vec!["linear_w4_bf16_m16".into()],
+            preferred: vec![["linear_w8_bf16_m16".into(), "linear_w8_bf16_m32".into()]],
+        };
         keep(&record, folder.path());
         let path = record.subject.path(folder.path());
         assert_eq!(load(&path), Some(record));

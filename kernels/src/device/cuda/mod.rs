@@ -17,7 +17,7 @@ pub use spec::{Arg, Geometry, KernelSpec, Param};
 use crate::{DType, KernelError};
 use cudarc::driver::result::DriverError;
 use cudarc::driver::{result, sys};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -46,8 +46,17 @@ struct Inner {
     workspace: Mutex<u64>,
     /// Address of the scratch memory, 0 before its first use.
     scratch: Mutex<u64>,
+    choices: Mutex<Choices>,
+}
+
+/// Which of several kernels that compute the same bits is launched; filled by what was found out about
+/// this device, see `qualify`.
+#[derive(Default)]
+struct Choices {
     /// Kernels that must not be launched.
-    switched_off: Mutex<BTreeSet<&'static str>>,
+    switched_off: BTreeSet<&'static str>,
+    /// Kernel that would be launched -> the faster one on this device.
+    preferred: BTreeMap<&'static str, &'static KernelSpec>,
 }
 
 #[derive(Default)]
@@ -95,18 +104,9 @@ impl CudaDevice {
         // SAFETY: the context was just retained.
         unsafe { result::ctx::set_current(context) }?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
-        let (kernels, workspace, scratch, switched_off) = Default::default();
-        let inner = Inner {
-            ordinal,
-            device,
-            context,
-            stream,
-            name,
-            kernels,
-            workspace,
-            scratch,
-            switched_off,
-        };
+        let (kernels, workspace, scratch, choices) = Default::default();
+        let inner =
+            Inner { ordinal, device, context, stream, name, kernels, workspace, scratch, choices };
         Ok(CudaDevice { inner: Arc::new(inner), activation: DType::BF16 })
     }
 
@@ -185,15 +185,25 @@ impl CudaDevice {
 
     /// Takes an alternative to `kernel` from now on, where its op has one.
     pub fn switch_off(&self, kernel: &'static KernelSpec) {
-        self.switched_off().insert(kernel.name);
+        self.choices().switched_off.insert(kernel.name);
     }
 
     pub fn is_switched_off(&self, kernel: &KernelSpec) -> bool {
-        self.switched_off().contains(kernel.name)
+        self.choices().switched_off.contains(kernel.name)
     }
 
-    fn switched_off(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {
-        self.inner.switched_off.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Launches `kernel` from now on where `usual` would be, if it does the same.
+    pub fn prefer(&self, usual: &'static KernelSpec, kernel: &'static KernelSpec) {
+        self.choices().preferred.insert(usual.name, kernel);
+    }
+
+    /// What to launch where `usual` would be: itself, unless told otherwise.
+    pub fn preferred(&self, usual: &'static KernelSpec) -> &'static KernelSpec {
+        self.choices().preferred.get(usual.name).copied().unwrap_or(usual)
+    }
+
+    fn choices(&self) -> MutexGuard<'_, Choices> {
+        self.inner.choices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Free and total memory, in bytes.

@@ -125,8 +125,8 @@ impl Plan {
         Self::with_height(layout, num_rows, height)
     }
 
-    /// The same among the kernels that `device` may launch: the nearest height from there up, or else
-    /// down.
+    /// The same among the kernels that `device` may launch: the one it prefers, or else the nearest
+    /// height from there up, or else down.
     ///
     /// Errors: `Device` when all of them are switched off.
     fn on_device(
@@ -134,16 +134,16 @@ impl Plan {
         layout: &Layout,
         num_rows: usize,
     ) -> Result<Plan, KernelError> {
-        let first = Plan::new(layout, num_rows).height;
-        let heights = (first..HEIGHTS.len()).chain((0..first).rev());
-        let plans = heights.map(|height| Self::with_height(layout, num_rows, height));
-        let is_on = |plan: &Plan| {
-            !device.is_switched_off(plan.kernel(layout.format, device.activation_dtype()))
-        };
-        plans.into_iter().find(is_on).ok_or_else(|| {
-            let format = layout.format;
+        let (format, activation) = (layout.format, device.activation_dtype());
+        let kernel = |height| kernel(format, activation, height);
+        let preferred = device.preferred(kernel(Plan::new(layout, num_rows).height));
+        let first = (0..HEIGHTS.len()).find(|&height| kernel(height) == preferred).unwrap_or(0);
+        let mut heights = (first..HEIGHTS.len()).chain((0..first).rev());
+        let height = heights.find(|&height| !device.is_switched_off(kernel(height)));
+        let height = height.ok_or_else(|| {
             KernelError::Device(format!("all kernels for weights of {format:?} are switched off"))
-        })
+        })?;
+        Ok(Self::with_height(layout, num_rows, height))
     }
 
     fn with_height(layout: &Layout, num_rows: usize, height: usize) -> Plan {
@@ -166,12 +166,6 @@ impl Plan {
         layout.num_splits() * num_rows * layout.num_tile_rows() * TILE_N * 4
     }
 
-    fn kernel(&self, format: Format, activation: DType) -> &'static KernelSpec {
-        let format = Format::ALL.iter().position(|&f| f == format).expect("all formats");
-        let is_f16 = usize::from(activation == DType::F16);
-        &KERNELS[(format * 2 + is_f16) * HEIGHTS.len() + self.height]
-    }
-
     fn geometry(&self, layout: &Layout, num_rows: usize) -> Geometry {
         let height = HEIGHTS[self.height];
         let depth = match self.splits {
@@ -183,6 +177,19 @@ impl Plan {
         let shared_bytes = u32_of(shared_bytes(layout.format, self.height));
         Geometry { grid, block_threads, shared_bytes }
     }
+}
+
+fn kernel(format: Format, activation: DType, height: usize) -> &'static KernelSpec {
+    let format = Format::ALL.iter().position(|&f| f == format).expect("all formats");
+    let is_f16 = usize::from(activation == DType::F16);
+    &KERNELS[(format * 2 + is_f16) * HEIGHTS.len() + height]
+}
+
+/// The kernels that multiply with weights of `format`; all compute the same bits.
+pub fn kernels_for(format: Format, activation: DType) -> &'static [KernelSpec] {
+    let first =
+        KERNELS.iter().position(|k| k == kernel(format, activation, 0)).expect("one of them");
+    &KERNELS[first..first + HEIGHTS.len()]
 }
 
 /// Steps of k that are on their way or in use, as in the `LINEAR_KERNEL` lines of the kernels: for
@@ -206,7 +213,7 @@ pub fn launch_of(
     num_rows: usize,
 ) -> (&'static KernelSpec, Geometry, usize) {
     let plan = Plan::new(layout, num_rows);
-    let kernel = plan.kernel(layout.format, activation);
+    let kernel = kernel(layout.format, activation, plan.height);
     (kernel, plan.geometry(layout, num_rows), HEIGHTS[plan.height])
 }
 
@@ -264,7 +271,7 @@ fn launch(
     if num_rows == 0 {
         return Ok(());
     }
-    let kernel = plan.kernel(layout.format, device.activation_dtype());
+    let kernel = kernel(layout.format, device.activation_dtype(), plan.height);
     let workspace = device.workspace()?;
     let args = [
         Arg::Ptr(out.device_ptr()),

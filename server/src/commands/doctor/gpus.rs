@@ -6,7 +6,7 @@ use crate::config::GpuTrial;
 use crate::units::format_bytes;
 use kernels::KernelError;
 use kernels::device::cuda::{self, CudaDevice, images};
-use kernels::qualify::speed::{Timing, measure};
+use kernels::qualify::speed::{Race, Timing, measure, race};
 use kernels::qualify::{Depth, Finding, Outcome, qualify};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -89,11 +89,22 @@ fn examine_one(
         Ok(Record { switched_off, .. }) => entry["switched_off"] = json!(switched_off),
         Err(error) => entry["refused"] = json!(error.to_string()),
     }
-    if let Ok(record) = record {
-        qualification::keep(&record, cache_dir);
-    }
     if trial == GpuTrial::Timed {
         entry["timings"] = timings(device, is_virtual)?;
+    }
+    if let Ok(mut record) = record {
+        if trial == GpuTrial::Timed {
+            let races = race(device)?;
+            entry["alternatives"] = races.iter().map(race_json).collect();
+            // What a virtual GPU is fast at means nothing for any other, nor for itself.
+            if !is_virtual {
+                let pair = |race: &Race| {
+                    Some([race.usual.name.to_string(), race.winner()?.name.to_string()])
+                };
+                record.preferred = races.iter().filter_map(pair).collect();
+            }
+        }
+        qualification::keep(&record, cache_dir);
     }
     Ok((entry, is_well))
 }
@@ -131,4 +142,22 @@ fn timings(device: &CudaDevice, is_virtual: bool) -> Result<Value, KernelError> 
         false => "medians of 7 runs between events on the stream",
     };
     Ok(json!({ "note": note, "list": list }))
+}
+
+fn timing_json(t: &Timing) -> Value {
+    json!({ "what": t.what, "median_ms": t.median_ms, "rate": t.rate, "unit": t.unit })
+}
+
+fn race_json(race: &Race) -> Value {
+    let times = race.times.iter().map(|(kernel, timing)| {
+        let mut entry = timing_json(timing);
+        entry["kernel"] = json!(kernel.name);
+        entry
+    });
+    json!({
+        "usual": race.usual.name,
+        "rows": race.rows,
+        "faster": race.winner().map(|kernel| kernel.name),
+        "times": times.collect::<Vec<_>>(),
+    })
 }
