@@ -7,9 +7,12 @@ mod attention;
 mod elementwise;
 mod graph;
 mod linear;
+mod nccl;
 pub mod numbers;
 mod positions;
 pub mod speed;
+
+pub use nccl::all_reduce;
 
 use crate::device::cuda::{CudaDevice, KernelSpec};
 use crate::{Backend, DType, KernelError};

@@ -28,16 +28,16 @@ pub fn run(config: DoctorConfig, env: &Environment) -> Result<(), CommandError> 
     print_models(&config.hub);
     print_environment(env);
     print_hubs(&config.hub);
-    let (gpus, all_well) = gpus::examine(config.gpus, &config.hub.cache_dir);
+    let (gpus, nccl_sum, all_well) = gpus::examine(config.gpus, &config.hub.cache_dir);
     if let Some(path) = &config.json {
-        let text = serde_json::to_string_pretty(&report(gpus)).expect("plain data");
+        let text = serde_json::to_string_pretty(&report(gpus, nccl_sum)).expect("plain data");
         let io = |source| CommandError::Io { path: path.clone(), source };
         std::fs::write(path, text + "\n").map_err(io)?;
     }
     if all_well { Ok(()) } else { Err(CommandError::Unqualified) }
 }
 
-fn report(gpus: Value) -> Value {
+fn report(gpus: Value, nccl_sum: Value) -> Value {
     json!({
         "monsoon": env!("CARGO_PKG_VERSION"),
         "system": std::env::consts::OS,
@@ -46,6 +46,7 @@ fn report(gpus: Value) -> Value {
         "memory_free_bytes": machine::available_memory(),
         "holds_cuda_kernels": images::has_kernels(),
         "gpus": gpus,
+        "nccl_sum": nccl_sum,
     })
 }
 

@@ -7,15 +7,16 @@ use crate::units::format_bytes;
 use kernels::KernelError;
 use kernels::device::cuda::{self, CudaDevice, images};
 use kernels::qualify::speed::{Race, Timing, measure, race};
-use kernels::qualify::{Depth, Finding, Outcome, qualify};
+use kernels::qualify::{Depth, Finding, Outcome, all_reduce, qualify};
 use serde_json::{Value, json};
 use std::path::Path;
 
 /// Of a device whose driver names it so, nothing that has to do with time means anything.
 const VIRTUAL_MARK: &str = "no hardware";
 
-/// Prints what was found, and gives it as JSON: one entry for each GPU. Also says whether all is well.
-pub fn examine(trial: GpuTrial, cache_dir: &Path) -> (Value, bool) {
+/// Prints what was found, and gives it as JSON: one entry for each GPU, and what became of a sum over
+/// all of them. Also says whether all is well.
+pub fn examine(trial: GpuTrial, cache_dir: &Path) -> (Value, Value, bool) {
     println!("\ngpus");
     let count = cuda::device_count();
     if count == 0 {
@@ -24,10 +25,13 @@ pub fn examine(trial: GpuTrial, cache_dir: &Path) -> (Value, bool) {
         println!("  {count}, but this build holds no CUDA kernels");
     }
     let mut all_well = true;
-    let mut entries = Vec::new();
+    let (mut entries, mut devices) = (Vec::new(), Vec::new());
     for ordinal in 0..count {
         let entry = match CudaDevice::open(ordinal) {
-            Ok(device) => examine_one(&device, trial, cache_dir),
+            Ok(device) => {
+                devices.push(device.clone());
+                examine_one(&device, trial, cache_dir)
+            }
             Err(error) => Err(error),
         };
         let (entry, is_well) = entry.unwrap_or_else(|error| {
@@ -37,7 +41,27 @@ pub fn examine(trial: GpuTrial, cache_dir: &Path) -> (Value, bool) {
         all_well &= is_well;
         entries.push(entry);
     }
-    (Value::Array(entries), all_well)
+    let (sum, is_well) = match trial != GpuTrial::None && devices.len() > 1 {
+        true => sum_over(&devices),
+        false => (Value::Null, true),
+    };
+    (Value::Array(entries), sum, all_well && is_well)
+}
+
+/// That NCCL is not installed is no fault: one GPU serves without.
+fn sum_over(devices: &[CudaDevice]) -> (Value, bool) {
+    match all_reduce(devices) {
+        Ok(deviation) => {
+            let agrees = deviation <= 1.0;
+            let verdict = if agrees { "right" } else { "WRONG" };
+            println!("  NCCL sum over {} GPUs: {verdict}", devices.len());
+            (json!({ "gpus": devices.len(), "agrees": agrees }), agrees)
+        }
+        Err(error) => {
+            println!("  NCCL sum over {} GPUs: {error}", devices.len());
+            (json!({ "gpus": devices.len(), "error": error.to_string() }), true)
+        }
+    }
 }
 
 fn examine_one(
