@@ -9,6 +9,7 @@ pub mod error;
 pub mod indices;
 pub mod ops;
 pub mod tensor;
+pub mod qualify;
 
 pub use backend::Backend;
 pub use dtype::DType;

@@ -4,6 +4,7 @@
 mod budgets;
 mod cases;
 mod compile;
+mod counts;
 mod facts;
 mod occupancy;
 mod params;
@@ -36,7 +37,11 @@ pub fn run(args: &Args) -> Result<()> {
     let mut complaints = params::differences(&specs, &modules)?;
     complaints.extend(budgets::complaints(&kernels, &budgets::load()?));
     let occupancies = occupancy::compute(&kernels.iter().map(query).collect::<Vec<_>>())?;
-    let text = render::render(&kernels, &occupancies);
+    let cases = cases::all();
+    let counts = counts::run_all(&cases, &modules, &specs)?;
+    complaints.extend(counts::complaints(&cases, &counts));
+    let shapes: Vec<_> = cases.iter().zip(&counts).collect();
+    let text = render::render(&kernels, &occupancies, &shapes);
     let path = root().join("kernels/REPORT.md");
     if args.check {
         let old = std::fs::read_to_string(&path).context("kernels/REPORT.md")?;

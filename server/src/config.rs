@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use args::{
-    CpuPin, DeviceChoice, Endpoint, KvCacheDtype, LogFormat, LogLevel, OverlapChoice,
+    CpuPin, DeviceChoice, Endpoint, GpuTrial, KvCacheDtype, LogFormat, LogLevel, OverlapChoice,
     SchedulingPolicy,
 };
 
@@ -193,6 +193,9 @@ pub struct PullConfig {
 #[derive(Debug)]
 pub struct DoctorConfig {
     pub hub: HubConfig,
+    pub gpus: GpuTrial,
+    /// Where the findings about GPUs go.
+    pub json: Option<PathBuf>,
 }
 
 /// Reads the command line (program name first), the environment and the file named by `--config`.
@@ -212,9 +215,11 @@ pub fn parse(
         CommandArgs::Pull(args) => {
             Command::Pull(PullConfig { model: args.model, hub: check_hub(args.hub, env)? })
         }
-        CommandArgs::Doctor(args) => {
-            Command::Doctor(DoctorConfig { hub: check_hub(args.hub, env)? })
-        }
+        CommandArgs::Doctor(args) => Command::Doctor(DoctorConfig {
+            hub: check_hub(args.hub, env)?,
+            gpus: args.gpus,
+            json: args.json,
+        }),
     })
 }
 
@@ -288,9 +293,8 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
 fn check_device(args: &ServeArgs) -> Result<(), ConfigError> {
     if args.device == DeviceChoice::Cuda {
         return cuda_obstacle().map_or(Ok(()), |obstacle| {
-            let message = format!(
-                "cuda is not available: {obstacle}; allowed here: auto, cpu, reference"
-            );
+            let message =
+                format!("cuda is not available: {obstacle}; allowed here: auto, cpu, reference");
             Err(flag_error("--device", message))
         });
     }

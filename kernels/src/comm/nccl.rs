@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::{DType, KernelError};
+use crate::{DType, KernelError, Tensor};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -211,6 +211,15 @@ impl Nccl {
         // SAFETY: the caller vouches for memory and stream; in place is allowed when both addresses
         // are the same.
         library.check(unsafe { (library.all_reduce)(from, to, len, dtype, SUM, *comm, stream) })
+    }
+
+    /// `all_reduce_sum` of a whole tensor, on the stream of its device.
+    pub fn sum_tensor(&mut self, x: &mut Tensor) -> Result<(), KernelError> {
+        let (address, len, dtype) = (x.device_ptr(), x.len(), x.dtype());
+        let stream = x.device_buffer().device().stream();
+        // SAFETY: the tensor has `len` values on the device whose stream this is, and freeing them
+        // waits for queued work.
+        unsafe { self.all_reduce_sum(address, len, dtype, stream.cast()) }
     }
 
     /// Queues on `stream`: the `len` values at `part` of every rank, in rank order, to `parts`.

@@ -3,8 +3,9 @@
 use crate::device::cpu::{CpuDevice, Isa};
 use crate::device::cuda::DeviceBuffer;
 use crate::device::cuda::{self, CudaDevice, images};
+use crate::qualify::numbers;
+pub use crate::qualify::numbers::values;
 use crate::{Backend, DType, Indices, Tensor};
-use half::{bf16, f16};
 
 /// A CPU backend for every instruction set of this machine, each with one and with three threads.
 pub fn cpu_backends() -> Vec<Backend> {
@@ -27,36 +28,14 @@ pub fn cuda_devices() -> Vec<CudaDevice> {
     [DType::BF16, DType::F16].map(|dtype| device.with_activation(dtype)).to_vec()
 }
 
-/// `values`, rounded to `dtype`, on the device.
+/// As `numbers::on_device`, for tensors that surely fit.
 pub fn on_device(device: &CudaDevice, dtype: DType, shape: &[usize], values: &[f32]) -> Tensor {
-    let bytes: Vec<u8> = match dtype {
-        DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        DType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-        DType::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-        _ => panic!("{dtype} is no format of tensors"),
-    };
-    Tensor::from_bytes_on(device, dtype, shape, &bytes).expect("a small tensor")
+    numbers::on_device(device, dtype, shape, values).expect("a small tensor")
 }
 
-/// Indices with a copy on the device, which is returned to be kept alive.
+/// As `numbers::indices_on`.
 pub fn indices_on(device: &CudaDevice, indices: &[u32]) -> (Indices, DeviceBuffer) {
-    let bytes: Vec<u8> = indices.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let buffer = DeviceBuffer::from_bytes(device, &bytes).expect("a small buffer");
-    let mut indices = Indices::from(indices);
-    indices.set_device(buffer.ptr());
-    (indices, buffer)
-}
-
-/// Numbers spread over -range..range, the same for the same seed.
-pub fn values(seed: u64, len: usize, range: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32
-    };
-    (0..len).map(|_| (next() * 2.0 - 1.0) * range).collect()
+    numbers::indices_on(device, indices).expect("a small buffer")
 }
 
 pub fn tensor(seed: u64, shape: &[usize], range: f32) -> Tensor {

@@ -1,8 +1,9 @@
 //! Facts -> Markdown.
 
 use super::budgets::multiplies_matrices;
-use super::cases;
+use super::cases::{self, Case};
 use super::compile::ARCHITECTURES;
+use super::counts::Counts;
 use super::facts::Kernel;
 use super::occupancy::{DEVICES, Occupancy};
 
@@ -19,10 +20,15 @@ speed.** Each table says of its columns whether they were
 - *assumed*: of a device, from its data sheet.
 ";
 
-pub fn render(kernels: &[Kernel], occupancies: &[[Occupancy; 3]]) -> String {
+pub fn render(
+    kernels: &[Kernel],
+    occupancies: &[[Occupancy; 3]],
+    shapes: &[(&Case, &Counts)],
+) -> String {
     let mut text = INTRODUCTION.to_string();
     resources(&mut text, kernels, occupancies);
     instructions(&mut text, kernels);
+    work(&mut text, shapes);
     text
 }
 
@@ -77,5 +83,65 @@ fn instructions(text: &mut String, kernels: &[Kernel]) {
             "| {} | {}, {} | {}, {} | {}, {} | {local} |\n",
             kernel.name, old.hmma, new.hmma, old.ldsm, new.ldsm, old.ldgsts, new.ldgsts,
         ));
+    }
+}
+
+/// Of an H100, by its data sheet: bytes and bf16 operations in a second.
+const H100_BYTES_PER_S: f64 = 3.35e12;
+const H100_FLOPS: f64 = 989e12;
+/// Operations of one m16n8k16.
+const MMA_FLOPS: f64 = 2.0 * 16.0 * 8.0 * 16.0;
+
+fn work(text: &mut String, shapes: &[(&Case, &Counts)]) {
+    text.push_str(
+        "\n## Work of each op, by shape\n\n\
+         bf16 activations, one layer. Computed: minimal bytes (each byte of memory that the op needs, \
+         once) and floating-point operations; the roofline, the larger of minimal bytes / 3.35 TB/s \
+         and operations / 989 TFLOP/s, which no kernel on an H100 can beat (assumed: both rates, from \
+         the data sheet; it is not what the kernel takes); re-read: what several thread blocks must \
+         each read of an operand they share, as x, norm weights and tables, beyond the first time. \
+         Counted by the virtual GPU: bytes that threads ask for in global memory, m16n8k16 \
+         instructions, and bank conflicts of the worst line of the main loop (a line with 5% of the \
+         kernel's shared-memory passes), 1.00 being none. Counts are those of the slice, which runs, \
+         times the slices of the op, which all do the same. Ratio: counted bytes less re-reads, over \
+         minimal bytes, and mma over operations / 4096. Attention decodes against 2048 keys.\n\n\
+         | kernel | op | model | shape | slice | minimal bytes | operations | H100 roofline, us | \
+         counted bytes | re-read | ratio | mma | ratio | bank conflicts |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for (case, counts) in shapes {
+        let kernels: Vec<&str> = case.launches.iter().map(|l| l.kernel.as_str()).collect();
+        let by_memory = case.minimal_bytes / H100_BYTES_PER_S;
+        let by_arithmetic = case.flops / H100_FLOPS;
+        let mma = match counts.mma {
+            0.0 => "| - | - |".to_string(),
+            mma => format!("| {} | {:.2} |", short(mma), mma * MMA_FLOPS / case.flops),
+        };
+        text.push_str(&format!(
+            "| {} | {} | {} | {} | {} | {} | {} | {:.2} ({}) | {} | {} | {:.3} {mma} {:.2} |\n",
+            kernels.join(", "),
+            case.op,
+            case.model,
+            case.class,
+            case.slice,
+            short(case.minimal_bytes),
+            short(case.flops),
+            by_memory.max(by_arithmetic) * 1e6,
+            if by_memory >= by_arithmetic { "memory" } else { "arithmetic" },
+            short(counts.bytes),
+            short(case.reread_bytes),
+            counts.bytes_ratio(case),
+            counts.ways,
+        ));
+    }
+}
+
+/// Three or four digits and a unit: 1234567 -> 1.235M.
+fn short(x: f64) -> String {
+    match x {
+        x if x < 1e4 => format!("{x:.0}"),
+        x if x < 1e6 => format!("{:.1}k", x / 1e3),
+        x if x < 1e9 => format!("{:.3}M", x / 1e6),
+        x => format!("{:.3}G", x / 1e9),
     }
 }

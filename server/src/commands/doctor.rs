@@ -1,26 +1,53 @@
-//! `monsoon doctor`: what this machine has, where models are looked for, and which hubs answer.
+//! `monsoon doctor`: what this machine has, whether its GPUs compute right, where models are looked
+//! for, and which hubs answer.
+
+mod gpus;
 
 use super::CommandError;
-use crate::config::{DoctorConfig, Environment};
+use crate::config::{DoctorConfig, Environment, cuda_obstacle};
 use crate::hub::client::HubClient;
 use crate::hub::default_model::{self, State};
 use crate::hub::{Access, Endpoint, HubConfig};
 use crate::machine;
 use crate::units::format_bytes;
 use kernels::device::cpu::Isa;
+use kernels::device::cuda::images;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// Variables whose values are secrets: only their presence is told.
 const SECRET_MARKS: [&str; 3] = ["KEY", "TOKEN", "SECRET"];
 
-/// Prints the findings on standard output. Nothing found is an error: the operator judges.
+/// Prints the findings on standard output, and those about GPUs to the file that `--json` names.
+///
+/// Errors: a GPU that does not compute what the reference does, or a file that cannot be written. The
+/// rest is for the operator to judge.
 pub fn run(config: DoctorConfig, env: &Environment) -> Result<(), CommandError> {
     println!("monsoon {}", env!("CARGO_PKG_VERSION"));
     print_machine();
     print_models(&config.hub);
     print_environment(env);
     print_hubs(&config.hub);
-    Ok(())
+    let (gpus, nccl_sum, all_well) = gpus::examine(config.gpus, &config.hub.cache_dir);
+    if let Some(path) = &config.json {
+        let text = serde_json::to_string_pretty(&report(gpus, nccl_sum)).expect("plain data");
+        let io = |source| CommandError::Io { path: path.clone(), source };
+        std::fs::write(path, text + "\n").map_err(io)?;
+    }
+    if all_well { Ok(()) } else { Err(CommandError::Unqualified) }
+}
+
+fn report(gpus: Value, nccl_sum: Value) -> Value {
+    json!({
+        "monsoon": env!("CARGO_PKG_VERSION"),
+        "system": std::env::consts::OS,
+        "architecture": std::env::consts::ARCH,
+        "cores": machine::cores(),
+        "memory_free_bytes": machine::available_memory(),
+        "holds_cuda_kernels": images::has_kernels(),
+        "gpus": gpus,
+        "nccl_sum": nccl_sum,
+    })
 }
 
 fn print_machine() {
@@ -30,7 +57,11 @@ fn print_machine() {
     println!("  instructions    {:?} of {:?}", Isa::detect(), Isa::available());
     let memory = machine::available_memory().map_or("unknown".to_string(), format_bytes);
     println!("  memory free     {memory}");
-    println!("  devices         cpu, reference (this build holds no CUDA kernels)");
+    let cuda = match cuda_obstacle() {
+        None => "cpu, reference, cuda".to_string(),
+        Some(obstacle) => format!("cpu, reference ({obstacle})"),
+    };
+    println!("  devices         {cuda}");
 }
 
 fn print_models(hub: &HubConfig) {

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod bench;
 pub mod pull;
 pub mod doctor;
+pub mod qualification;
 pub mod http_client;
 
 use crate::engine::RunnerError;
@@ -35,6 +36,9 @@ pub enum CommandError {
     BenchFailed { failed: usize, sent: usize },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
+    /// `doctor` has told more.
+    #[error("a GPU does not compute what the reference does")]
+    Unqualified,
 }
 
 /// The operator must act: `main` prints it and ends with exit code 2.
@@ -69,6 +73,11 @@ pub enum StartupError {
     /// A GPU cannot be opened or asked.
     #[error("--device: {0}")]
     Device(kernels::KernelError),
+    #[error(
+        "--device: this {device} does not compute what the reference does, so nothing is served on \
+         it: {what} (and {others} more); see `monsoon doctor`, or use --device cpu"
+    )]
+    Unqualified { device: String, what: String, others: usize },
     #[error("MPI: {reason}")]
     Mpi { reason: String },
     #[error("loading the model failed without a reason; a message above tells more")]

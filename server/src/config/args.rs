@@ -250,8 +250,23 @@ pub struct DoctorArgs {
     /// TOML file; this command reads its [doctor] table
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// What to do with the GPUs: list them, try some or all cases of each kernel, or time them too
+    #[arg(long, value_enum, default_value_t = GpuTrial::Timed)]
+    pub gpus: GpuTrial,
+    /// Write the findings about GPUs to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
     #[command(flatten)]
     pub hub: HubArgs,
+}
+
+/// How much `doctor` does with each GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GpuTrial {
+    None,
+    Short,
+    Full,
+    Timed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

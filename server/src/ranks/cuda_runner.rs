@@ -131,8 +131,14 @@ impl CudaRunner {
         model.reserve(rows_max, limits.logit_rows)?;
         let backend = config.backend.clone();
         let zeros = |rows, len| Tensor::zeros_on(&backend, DType::F32, &[rows, len]);
-        let kv_cache =
-            KvCache::new(&backend, &network, num_kv_heads, num_blocks, block_size, config.kv_dtype)?;
+        let kv_cache = KvCache::new(
+            &backend,
+            &network,
+            num_kv_heads,
+            num_blocks,
+            block_size,
+            config.kv_dtype,
+        )?;
         let largest = StepShape {
             num_tokens: rows_max,
             num_seqs: padded(limits.num_seqs),
@@ -245,8 +251,8 @@ impl CudaRunner {
 
     /// Queues the step: by its recording if it has the shape of one.
     fn run(&mut self, shape: StepShape) -> Result<(), KernelError> {
-        let is_recorded = self.limits.graphs == CudaGraphs::On
-            && shape == self.decode_shape(shape.num_seqs);
+        let is_recorded =
+            self.limits.graphs == CudaGraphs::On && shape == self.decode_shape(shape.num_seqs);
         if !is_recorded {
             return self.queue(shape);
         }

@@ -186,12 +186,7 @@ impl CudaSampler {
     }
 
     /// Queues the tasks of rows `first`.. on their logits.
-    pub fn sample(
-        &self,
-        logits: &Tensor,
-        first: usize,
-        token_ids: u64,
-    ) -> Result<(), KernelError> {
+    pub fn sample(&self, logits: &Tensor, first: usize, token_ids: u64) -> Result<(), KernelError> {
         assert!(first + logits.rows() <= self.rows_max, "too many rows");
         let arrays = SampleArrays {
             sampled: self.sampled.ptr(),
@@ -217,9 +212,9 @@ impl CudaSampler {
         let bytes = self.turns[step.turn].results.bytes();
         let results = bytes.chunks_exact(RESULT_WORDS * WORD_BYTES);
         for (&(sequence, chunk, kind), result) in step.rows.iter().zip(results) {
-            let words = result.chunks_exact(WORD_BYTES).map(|b| {
-                u32::from_ne_bytes(b.try_into().expect("four bytes"))
-            });
+            let words = result
+                .chunks_exact(WORD_BYTES)
+                .map(|b| u32::from_ne_bytes(b.try_into().expect("four bytes")));
             let words: Vec<u32> = words.collect();
             let Some(result) = SampleResult::from_words(&words) else {
                 let source = SampleError::NoFiniteLogit { vocab: self.vocab };

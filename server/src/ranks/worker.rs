@@ -105,10 +105,7 @@ fn serve(
 }
 
 /// After a panic the runner is not used again, so that broken state cannot be seen.
-fn guarded<T>(
-    rank: usize,
-    work: impl FnOnce() -> Result<T, StepError>,
-) -> Result<T, RunnerError> {
+fn guarded<T>(rank: usize, work: impl FnOnce() -> Result<T, StepError>) -> Result<T, RunnerError> {
     catch_unwind(AssertUnwindSafe(work))
         .map_err(|panic| format!("panic: {}", reason_of(panic)))
         .and_then(|result| result.map_err(|error| error.to_string()))

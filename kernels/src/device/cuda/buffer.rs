@@ -78,6 +78,19 @@ impl DeviceBuffer {
         check(unsafe { result::memcpy_dtoh_sync(out, self.ptr + offset as u64) })
     }
 
+    /// Queues a copy of the whole of `from`, of the same length and device, into this buffer.
+    pub fn copy_from(&self, from: &DeviceBuffer) -> Result<(), KernelError> {
+        assert_eq!(self.len, from.len, "the buffers are of one length");
+        assert_eq!(self.device.ordinal(), from.device.ordinal(), "and on one device");
+        if self.len == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
+        let stream = self.device.stream();
+        // SAFETY: both allocations have `len` bytes and outlive the copy: freeing one waits for it.
+        check(unsafe { result::memcpy_dtod_async(self.ptr, from.ptr, self.len, stream) })
+    }
+
     /// Device address; 0 for an empty buffer.
     pub fn ptr(&self) -> u64 {
         self.ptr

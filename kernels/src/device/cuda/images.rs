@@ -14,6 +14,11 @@ pub fn modules() -> impl Iterator<Item = &'static str> {
     IMAGES.iter().map(|(name, _)| *name)
 }
 
+/// All modules as they are packed: two builds with the same bytes run the same kernels.
+pub fn packed() -> impl Iterator<Item = &'static [u8]> {
+    IMAGES.iter().map(|(_, bytes)| *bytes)
+}
+
 /// The fatbin of a module: machine code for several architectures, and PTX.
 ///
 /// Errors: `Device` when the binary does not hold it.

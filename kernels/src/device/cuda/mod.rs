@@ -17,9 +17,9 @@ pub use spec::{Arg, Geometry, KernelSpec, Param};
 use crate::{DType, KernelError};
 use cudarc::driver::result::DriverError;
 use cudarc::driver::{result, sys};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CString, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Shared memory that a block may have without being asked for.
 const SHARED_BYTES_DEFAULT: u32 = 48 << 10;
@@ -46,6 +46,17 @@ struct Inner {
     workspace: Mutex<u64>,
     /// Address of the scratch memory, 0 before its first use.
     scratch: Mutex<u64>,
+    choices: Mutex<Choices>,
+}
+
+/// Which of several kernels that compute the same bits is launched; filled by what was found out about
+/// this device, see `qualify`.
+#[derive(Default)]
+struct Choices {
+    /// Kernels that must not be launched.
+    switched_off: BTreeSet<&'static str>,
+    /// Kernel that would be launched -> the faster one on this device.
+    preferred: BTreeMap<&'static str, &'static KernelSpec>,
 }
 
 #[derive(Default)]
@@ -93,8 +104,9 @@ impl CudaDevice {
         // SAFETY: the context was just retained.
         unsafe { result::ctx::set_current(context) }?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
-        let (kernels, workspace, scratch) = Default::default();
-        let inner = Inner { ordinal, device, context, stream, name, kernels, workspace, scratch };
+        let (kernels, workspace, scratch, choices) = Default::default();
+        let inner =
+            Inner { ordinal, device, context, stream, name, kernels, workspace, scratch, choices };
         Ok(CudaDevice { inner: Arc::new(inner), activation: DType::BF16 })
     }
 
@@ -161,6 +173,37 @@ impl CudaDevice {
     fn attribute(&self, which: sys::CUdevice_attribute_enum) -> Result<i32, KernelError> {
         // SAFETY: the device exists.
         Ok(unsafe { result::device::get_attribute(self.inner.device, which) }?)
+    }
+
+    /// The CUDA version that the driver offers, such as 13000 for 13.0.
+    pub fn driver_version(&self) -> Result<i32, KernelError> {
+        let mut version = 0;
+        // SAFETY: the pointer is valid for the call.
+        check(unsafe { sys::cuDriverGetVersion(&mut version) }.result())?;
+        Ok(version)
+    }
+
+    /// Takes an alternative to `kernel` from now on, where its op has one.
+    pub fn switch_off(&self, kernel: &'static KernelSpec) {
+        self.choices().switched_off.insert(kernel.name);
+    }
+
+    pub fn is_switched_off(&self, kernel: &KernelSpec) -> bool {
+        self.choices().switched_off.contains(kernel.name)
+    }
+
+    /// Launches `kernel` from now on where `usual` would be, if it does the same.
+    pub fn prefer(&self, usual: &'static KernelSpec, kernel: &'static KernelSpec) {
+        self.choices().preferred.insert(usual.name, kernel);
+    }
+
+    /// What to launch where `usual` would be: itself, unless told otherwise.
+    pub fn preferred(&self, usual: &'static KernelSpec) -> &'static KernelSpec {
+        self.choices().preferred.get(usual.name).copied().unwrap_or(usual)
+    }
+
+    fn choices(&self) -> MutexGuard<'_, Choices> {
+        self.inner.choices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Free and total memory, in bytes.

@@ -122,6 +122,31 @@ impl Plan {
     fn new(layout: &Layout, num_rows: usize) -> Plan {
         let tallest = HEIGHTS.len() - 1;
         let height = HEIGHTS.iter().position(|&h| num_rows <= h).unwrap_or(tallest);
+        Self::with_height(layout, num_rows, height)
+    }
+
+    /// The same among the kernels that `device` may launch: the one it prefers, or else the nearest
+    /// height from there up, or else down.
+    ///
+    /// Errors: `Device` when all of them are switched off.
+    fn on_device(
+        device: &CudaDevice,
+        layout: &Layout,
+        num_rows: usize,
+    ) -> Result<Plan, KernelError> {
+        let (format, activation) = (layout.format, device.activation_dtype());
+        let kernel = |height| kernel(format, activation, height);
+        let preferred = device.preferred(kernel(Plan::new(layout, num_rows).height));
+        let first = (0..HEIGHTS.len()).find(|&height| kernel(height) == preferred).unwrap_or(0);
+        let mut heights = (first..HEIGHTS.len()).chain((0..first).rev());
+        let height = heights.find(|&height| !device.is_switched_off(kernel(height)));
+        let height = height.ok_or_else(|| {
+            KernelError::Device(format!("all kernels for weights of {format:?} are switched off"))
+        })?;
+        Ok(Self::with_height(layout, num_rows, height))
+    }
+
+    fn with_height(layout: &Layout, num_rows: usize, height: usize) -> Plan {
         let side_by_side = Plan { height, splits: Splits::SideBySide };
         let fits = side_by_side.num_blocks_of_split(layout, num_rows) < BLOCKS_WANTED
             && side_by_side.partials_bytes(layout, num_rows)
@@ -141,12 +166,6 @@ impl Plan {
         layout.num_splits() * num_rows * layout.num_tile_rows() * TILE_N * 4
     }
 
-    fn kernel(&self, format: Format, activation: DType) -> &'static KernelSpec {
-        let format = Format::ALL.iter().position(|&f| f == format).expect("all formats");
-        let is_f16 = usize::from(activation == DType::F16);
-        &KERNELS[(format * 2 + is_f16) * HEIGHTS.len() + self.height]
-    }
-
     fn geometry(&self, layout: &Layout, num_rows: usize) -> Geometry {
         let height = HEIGHTS[self.height];
         let depth = match self.splits {
@@ -158,6 +177,19 @@ impl Plan {
         let shared_bytes = u32_of(shared_bytes(layout.format, self.height));
         Geometry { grid, block_threads, shared_bytes }
     }
+}
+
+fn kernel(format: Format, activation: DType, height: usize) -> &'static KernelSpec {
+    let format = Format::ALL.iter().position(|&f| f == format).expect("all formats");
+    let is_f16 = usize::from(activation == DType::F16);
+    &KERNELS[(format * 2 + is_f16) * HEIGHTS.len() + height]
+}
+
+/// The kernels that multiply with weights of `format`; all compute the same bits.
+pub fn kernels_for(format: Format, activation: DType) -> &'static [KernelSpec] {
+    let first =
+        KERNELS.iter().position(|k| k == kernel(format, activation, 0)).expect("one of them");
+    &KERNELS[first..first + HEIGHTS.len()]
 }
 
 /// Steps of k that are on their way or in use, as in the `LINEAR_KERNEL` lines of the kernels: for
@@ -181,7 +213,7 @@ pub fn launch_of(
     num_rows: usize,
 ) -> (&'static KernelSpec, Geometry, usize) {
     let plan = Plan::new(layout, num_rows);
-    let kernel = plan.kernel(layout.format, activation);
+    let kernel = kernel(layout.format, activation, plan.height);
     (kernel, plan.geometry(layout, num_rows), HEIGHTS[plan.height])
 }
 
@@ -211,7 +243,7 @@ pub fn linear(
         DType::F32 => Epilogue::StoreF32,
         _ => Epilogue::StoreActivation,
     };
-    let plan = Plan::new(&weight.layout, x.rows());
+    let plan = Plan::on_device(device, &weight.layout, x.rows())?;
     launch(device, plan, epilogue, out, x, weight, bias)
 }
 
@@ -222,7 +254,7 @@ pub fn linear_add(
     weight: &DeviceWeight,
     bias: Option<&Tensor>,
 ) -> Result<(), KernelError> {
-    let plan = Plan::new(&weight.layout, x.rows());
+    let plan = Plan::on_device(device, &weight.layout, x.rows())?;
     launch(device, plan, Epilogue::AddF32, out, x, weight, bias)
 }
 
@@ -239,7 +271,7 @@ fn launch(
     if num_rows == 0 {
         return Ok(());
     }
-    let kernel = plan.kernel(layout.format, device.activation_dtype());
+    let kernel = kernel(layout.format, device.activation_dtype(), plan.height);
     let workspace = device.workspace()?;
     let args = [
         Arg::Ptr(out.device_ptr()),

@@ -4,6 +4,7 @@ use crate::ops::dequantize;
 use crate::ops::testing::{
     assert_same_bits, cpu_backends, cuda_devices, on_device, tensor, values,
 };
+pub(super) use crate::qualify::numbers::weight_bytes;
 use half::{bf16, f16};
 
 /// out_features, in_features; in_features is rounded up to whole blocks of the dtype. The largest
@@ -76,46 +77,6 @@ fn on(backend: &Backend, dtype: DType, shape: &[usize], values: &[f32]) -> Tenso
 /// The CPU, and a GPU for each activation format where there is one.
 fn backends() -> Vec<Backend> {
     cpu_backends().into_iter().chain(cuda_devices().into_iter().map(Backend::Cuda)).collect()
-}
-
-/// Legal blocks with every code, and among the scales zero, negative ones and large ones.
-pub(super) fn weight_bytes(dtype: DType, n: usize, k: usize) -> Vec<u8> {
-    let len = dtype.row_bytes(k).expect("whole blocks") * n;
-    let numbers = values(7, n * k, 2.0);
-    match dtype {
-        DType::F32 => return numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        DType::F16 => {
-            return numbers.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
-        }
-        DType::BF16 => {
-            return numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
-        }
-        _ => {}
-    }
-    let mut bytes: Vec<u8> = values(8, len, 128.0).iter().map(|&x| (x + 128.0) as u8).collect();
-    let scale_places: &[usize] = match dtype {
-        DType::Q4K | DType::Q5K => &[0, 2],
-        DType::Q6K => &[208],
-        _ => &[0],
-    };
-    let scales = values(9, len, 0.02);
-    for (i, block) in bytes.chunks_exact_mut(dtype.block_bytes()).enumerate() {
-        match i % 7 {
-            2 => block.fill(0xff),
-            4 => block.fill(0x00),
-            5 => block.fill(0x80),
-            _ => {}
-        }
-        for (j, &place) in scale_places.iter().enumerate() {
-            let scale = match (i + j) % 11 {
-                3 => 0.0,
-                6 => 5.0,
-                _ => scales[2 * i + j],
-            };
-            block[place..place + 2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
-        }
-    }
-    bytes
 }
 
 /// Rows of usual numbers, of zeros, with one huge number, of numbers too small to divide by, and

@@ -1,10 +1,10 @@
 //! Attention: a slice is one sequence and one kv head with its query heads.
 
 use super::case;
-use kernels::ops::attention::cuda;
 use super::{
     ACT_BYTES, CONTEXT, Case, Class, F32_BYTES, Fill, Limits, Model, PREFILL_TOKENS, Value,
 };
+use kernels::ops::attention::cuda;
 
 /// As in ops/attention/cuda.rs.
 const SPLIT_KEYS: usize = 256;
@@ -109,4 +109,3 @@ fn prefill(model: &Model, class: &Class) -> Case {
     case.limits = Limits::WAYS;
     case
 }
-

@@ -53,8 +53,10 @@ fn product(model: &Model, class: &Class, projection: &Projection, format: Format
     let num_columns = n.div_ceil(TILE_N);
     let num_row_blocks = class.rows.div_ceil(rows);
     let splits = geometry.grid[2] as usize;
-    case.slice =
-        format!("{rows} of {} rows, {TILE_N} of {n} outputs, {splits} splits side by side", class.rows);
+    case.slice = format!(
+        "{rows} of {} rows, {TILE_N} of {n} outputs, {splits} splits side by side",
+        class.rows
+    );
     case.num_slices = (num_columns * num_row_blocks) as f64;
 
     let out = case.result(rows * TILE_N * out_bytes);
@@ -84,4 +86,3 @@ fn product(model: &Model, class: &Class, projection: &Projection, format: Format
     case.limits = if class.is_prefill { Limits::WAYS } else { Limits::BOTH };
     case
 }
-

@@ -1,6 +1,6 @@
 //! What computes: a device for each rank of this process, and which cores it has.
 
-use crate::commands::StartupError;
+use crate::commands::{StartupError, qualification};
 use crate::config::{ComputeConfig, CpuPin, DeviceChoice, cuda_obstacle};
 use crate::machine;
 use kernels::device::cpu::CpuDevice;
@@ -8,6 +8,7 @@ use kernels::device::cuda::{self, CudaDevice};
 use kernels::device::thread_pool::THREADS_MAX;
 use kernels::{Backend, DType, KernelError};
 use std::ops::Range;
+use std::path::Path;
 
 /// The devices of the ranks in this process.
 pub struct Devices {
@@ -67,6 +68,18 @@ impl Devices {
         let num_threads = config.threads.unwrap_or_else(share).clamp(1, THREADS_MAX);
         // Which cores the other processes have is not known here.
         Ok(Self::with_cores(config, 1, num_threads, None))
+    }
+
+    /// Makes sure that the GPUs among them compute right, by a record in `cache_dir` or by trying.
+    ///
+    /// Errors: a GPU does not.
+    pub fn qualified(self, cache_dir: &Path) -> Result<Devices, StartupError> {
+        for rank in &self.ranks {
+            if let Backend::Cuda(device) = &rank.backend {
+                qualification::ensure(device, cache_dir)?;
+            }
+        }
+        Ok(self)
     }
 
     fn on_gpus(ordinals: Range<usize>, activation: DType) -> Result<Devices, StartupError> {

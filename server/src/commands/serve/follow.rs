@@ -34,7 +34,8 @@ fn follow(config: &ServeConfig, others: Others, follower: &Follower) -> Result<(
         messages.rank(),
         messages.local_size(),
         model.activation(),
-    )?;
+    )?
+    .qualified(&config.hub.cache_dir)?;
     let setup = follower.offer(model.offer(&devices.ranks[0]))?;
     let spec = ShardSpec { rank: messages.rank(), world_size: messages.world_size() };
     tracing::info!("rank {} of {}: {devices}", spec.rank, spec.world_size);

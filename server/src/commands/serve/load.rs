@@ -57,7 +57,8 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
         None => {
             Devices::share(&config.compute, config.compute.tensor_parallel, model.activation())?
         }
-    };
+    }
+    .qualified(&config.hub.cache_dir)?;
     if let Some(leader) = &leader {
         let setup = |room| model.setup(config, room, text.vocab_size());
         let Setup { room, .. } = leader.agree(model.offer(&devices.ranks[0]), setup)?;
