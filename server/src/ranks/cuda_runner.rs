@@ -112,7 +112,7 @@ impl CudaRunner {
         config: &RankConfig,
         device: &CudaDevice,
         mut model: Box<dyn Model>,
-        communicator: Box<dyn Communicator>,
+        mut communicator: Box<dyn Communicator>,
     ) -> Result<CudaRunner, LoadError> {
         let network = model.config().clone();
         let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
@@ -129,6 +129,7 @@ impl CudaRunner {
         // Decode steps are padded.
         let rows_max = padded(limits.num_seqs).max(limits.num_tokens);
         model.reserve(rows_max, limits.logit_rows)?;
+        communicator.reserve(rows_max * network.hidden_size)?;
         let backend = config.backend.clone();
         let zeros = |rows, len| Tensor::zeros_on(&backend, DType::F32, &[rows, len]);
         let kv_cache = KvCache::new(

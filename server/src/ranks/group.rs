@@ -6,9 +6,11 @@ use super::progress::{Counted, LOOK_INTERVAL, Progress, Watch};
 use super::worker::{self, RankSpec};
 use crate::engine::{PLANS_UNDER_WAY_MAX, Plan, Runner, RunnerError, StepOutput};
 use kernels::comm::Communicator;
-use kernels::comm::local::{self, Breaker};
+use kernels::comm::gpus::Gpus;
+use kernels::comm::local;
+use kernels::comm::nccl::{NcclAborter, NcclId};
 use kernels::comm::solo::Solo;
-use kernels::{Backend, DType};
+use kernels::{Backend, DType, KernelError};
 use models::{LoadError, Model, ShardSpec};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -84,7 +86,7 @@ pub struct RankGroup {
     /// `None`: no limit.
     pub(super) stall_time_max: Option<Duration>,
     /// Of ranks that wait for each other in this process.
-    breaker: Option<Breaker>,
+    breakers: Vec<Breaker>,
     /// Of ranks in other processes.
     leader: Option<Leader>,
 }
@@ -114,16 +116,17 @@ impl RankGroup {
             let backend = config.backend.clone();
             return Self::start(config, move || model(&backend, ShardSpec::SOLO));
         }
-        let (links, model) = (local::group(configs.len()), Arc::new(model));
-        let breaker = links.first().map(|link| link.breaker());
-        let specs = configs.into_iter().zip(links).map(|(config, link)| {
-            let spec = ShardSpec { rank: link.rank(), world_size: link.world_size() };
+        let (links, breakers) = links_between(&configs)?;
+        let model = Arc::new(model);
+        let specs = configs.into_iter().zip(links).map(|(config, communicator)| {
+            let spec =
+                ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
             let (model, backend) = (model.clone(), config.backend.clone());
             let model = Box::new(move || model(&backend, spec));
-            RankSpec { config, communicator: Box::new(link), model }
+            RankSpec { config, communicator, model }
         });
         let mut group = Self::start_all(specs.collect())?;
-        group.breaker = breaker;
+        group.breakers = breakers;
         Ok(group)
     }
 
@@ -182,7 +185,7 @@ impl RankGroup {
             lost: None,
             progress,
             stall_time_max,
-            breaker: None,
+            breakers: Vec::new(),
             leader,
         })
     }
@@ -208,9 +211,7 @@ impl RankGroup {
 
     fn lose(&mut self, error: RunnerError) -> RunnerError {
         self.num_under_way = 0;
-        if let Some(breaker) = &self.breaker {
-            breaker.trip("another rank is lost");
-        }
+        self.breakers.iter().for_each(Breaker::trip);
         if let Some(leader) = &self.leader {
             leader.fail(error.to_string());
         }
@@ -279,6 +280,48 @@ impl Drop for RankGroup {
         }
         self.links.drain(..).for_each(|link| if lost { link.abandon() } else { link.join() });
     }
+}
+
+/// Ends the waiting of ranks for one that is lost.
+enum Breaker {
+    Threads(local::Breaker),
+    Gpu(NcclAborter),
+}
+
+impl Breaker {
+    fn trip(&self) {
+        match self {
+            Breaker::Threads(breaker) => breaker.trip("another rank is lost"),
+            Breaker::Gpu(aborter) => aborter.abort(),
+        }
+    }
+}
+
+type Links = (Vec<Box<dyn Communicator>>, Vec<Breaker>);
+
+/// One link for each rank of this process: by NCCL between GPUs, else by shared memory.
+fn links_between(configs: &[RankConfig]) -> Result<Links, RankStartError> {
+    let device = |config: &RankConfig| match &config.backend {
+        Backend::Cuda(device) => Some(device.clone()),
+        Backend::Reference | Backend::Cpu(_) => None,
+    };
+    let Some(devices) = configs.iter().map(device).collect::<Option<Vec<_>>>() else {
+        let links = local::group(configs.len());
+        let breakers = links.first().map(|link| Breaker::Threads(link.breaker()));
+        let links = links.into_iter().map(|link| Box::new(link) as Box<dyn Communicator>);
+        return Ok((links.collect(), breakers.into_iter().collect()));
+    };
+    let id = NcclId::new().map_err(LoadError::from)?;
+    let world_size = devices.len();
+    // Each call waits for all others.
+    let joined: Vec<Result<Gpus, KernelError>> = std::thread::scope(|scope| {
+        let join = |(rank, device)| move || Gpus::join(device, &id, rank, world_size);
+        let threads: Vec<_> = devices.iter().enumerate().map(|d| scope.spawn(join(d))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("joining does not panic")).collect()
+    });
+    let links = joined.into_iter().collect::<Result<Vec<_>, _>>().map_err(LoadError::from)?;
+    let breakers = links.iter().map(|link| Breaker::Gpu(link.aborter())).collect();
+    Ok((links.into_iter().map(|link| Box::new(link) as _).collect(), breakers))
 }
 
 /// Wraps what the rank counts.

@@ -73,6 +73,10 @@ impl Communicator for Counted {
         self.inner.world_size()
     }
 
+    fn reserve(&mut self, num_values: usize) -> Result<(), KernelError> {
+        self.inner.reserve(num_values)
+    }
+
     fn all_reduce_sum(&mut self, x: &mut Tensor) -> Result<(), KernelError> {
         self.count.fetch_add(1, Ordering::Relaxed);
         let result = self.inner.all_reduce_sum(x);
