@@ -66,7 +66,7 @@ pub struct Violation {
     pub thread: Option<[u32; 3]>,
     /// Line of the PTX text; 0 before the first instruction.
     pub line: u32,
-    pub source: Option<SourceLine>,
+    pub source: Option<Box<SourceLine>>,
     pub address: Option<u64>,
     pub message: String,
 }

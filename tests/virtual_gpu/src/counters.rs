@@ -93,7 +93,7 @@ pub struct Counters {
     /// PTX line -> passes of the shared accesses of that line. After `merge` of different modules
     /// lines may mix.
     pub shared_by_line: BTreeMap<u32, Wavefronts>,
-    /// PTX line -> executed warp instructions.
+    /// PTX line -> executed warp instructions; empty when the launch did not count.
     pub executed_by_line: BTreeMap<u32, u64>,
     pub barriers: u64,
     pub fences: u64,

@@ -296,7 +296,7 @@ impl<'a> BlockRunner<'a> {
             block: self.state.index,
             thread,
             line: info.line,
-            source: env.kernel.source(info),
+            source: env.kernel.source(info).map(Box::new),
             address: fault.address,
             message: format!("{}: {}", info.opcode, fault.message),
         }
@@ -309,7 +309,9 @@ impl<'a> BlockRunner<'a> {
         for (info, &count) in kernel.infos.iter().zip(&tally.executed) {
             if count > 0 {
                 *counters.by_class.entry(info.class).or_default() += count;
-                *counters.executed_by_line.entry(info.line).or_default() += count;
+                if self.state.env.config.counters {
+                    *counters.executed_by_line.entry(info.line).or_default() += count;
+                }
                 counters.warp_instructions += count;
             }
         }

@@ -40,7 +40,7 @@ impl Warp {
         let lane = missing.trailing_zeros();
         let place = self.groups.iter().find(|g| g.mask >> lane & 1 == 1).map_or(0, |g| g.pc);
         let message = format!(
-            "lane {lane} is named but waits at instruction {place} (divergent code, or a wrong mask)"
+            "lane {lane} is named but waits at instruction {place}: divergent code or a wrong mask"
         );
         self.sync_fault(m.trailing_zeros(), message)
     }
@@ -327,12 +327,24 @@ impl Warp {
         self.sync_count += 1;
         let host = state.shared.host();
         for k in 0..count as usize {
+            let row = state.env.kernel.lists[i.d as usize + k];
+            if !trans {
+                // Row r goes to lanes 4 * r to 4 * r + 3 as it is.
+                let mut out = [0u32; 32];
+                for r in 0..8 {
+                    // SAFETY: `matrix_rows` checked 16 aligned bytes at this offset.
+                    let line =
+                        unsafe { host.add(rows[8 * k + r] as usize).cast::<[u32; 4]>().read() };
+                    out[4 * r..4 * r + 4].copy_from_slice(&line);
+                }
+                self.store(row, out, m);
+                continue;
+            }
             let mut matrix = [[0u16; 8]; 8];
             for (r, line) in matrix.iter_mut().enumerate() {
                 // SAFETY: `matrix_rows` checked 16 bytes at this offset.
                 *line = unsafe { host.add(rows[8 * k + r] as usize).cast::<[u16; 8]>().read() };
             }
-            let row = state.env.kernel.lists[i.d as usize + k];
             self.store(row, matrix_to_lanes(&matrix, trans), m);
         }
         Ok(())

@@ -320,8 +320,9 @@ impl Warp {
             assert!(
                 is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
-                    && is_x86_feature_detected!("bmi2"),
-                "the virtual GPU needs a CPU with AVX2, FMA and BMI2"
+                    && is_x86_feature_detected!("bmi2")
+                    && is_x86_feature_detected!("f16c"),
+                "the virtual GPU needs a CPU with AVX2, FMA, BMI2 and F16C"
             );
             // SAFETY: the features were just detected.
             unsafe { self.run_avx2(state, budget) }
@@ -331,7 +332,7 @@ impl Warp {
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt,lzcnt")]
+    #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt,lzcnt")]
     unsafe fn run_avx2(&mut self, state: &mut BlockState, budget: u64) -> Checked<Stop> {
         self.run_any(state, budget)
     }
