@@ -55,9 +55,14 @@ impl DeviceBuffer {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.device.synchronize()?;
-        // SAFETY: the range lies inside the allocation, by the assert.
-        check(unsafe { result::memcpy_htod_sync(self.ptr + offset as u64, bytes) })
+        self.device.bind()?;
+        // Not the synchronous copy: it works on the default stream, returns once the bytes are
+        // staged, and our stream does not wait for that one.
+        // SAFETY: the range lies inside the allocation, by the assert; the copy is waited for.
+        check(unsafe {
+            result::memcpy_htod_async(self.ptr + offset as u64, bytes, self.device.stream())
+        })?;
+        self.device.synchronize()
     }
 
     /// The bytes from `offset` on, after all work queued so far.
