@@ -215,7 +215,9 @@ impl State {
                 Recorded::InStream { ticket, at }
             }
         };
-        self.events.get_mut(&event).ok_or(Code::INVALID_HANDLE)?.recorded = recorded;
+        let event = self.events.get_mut(&event).ok_or(Code::INVALID_HANDLE)?;
+        event.recorded = recorded;
+        event.num_queries = 0;
         Ok(())
     }
 

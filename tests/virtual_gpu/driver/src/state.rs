@@ -90,6 +90,8 @@ pub struct Event {
     pub context: u64,
     pub timing: bool,
     pub recorded: Recorded,
+    /// Questions since it was recorded.
+    pub num_queries: u32,
 }
 
 #[derive(Clone)]

@@ -195,6 +195,27 @@ fn a_pageable_source_is_staged_at_the_call() {
 }
 
 #[test]
+fn a_synchronous_upload_is_not_ordered_with_non_blocking_streams() {
+    let name = "a_synchronous_upload_is_not_ordered_with_non_blocking_streams";
+    on_virtual_gpu(name, &[], || {
+        let gpu = Gpu::open();
+        // The call returns when the bytes are staged; the copy itself is work of the legacy stream.
+        let orders: Vec<u32> = (0..16)
+            .map(|_| {
+                let device = gpu.upload(&[0]);
+                raw!({
+                    result::memcpy_htod_sync(device, &[1u32]).unwrap();
+                    result::memset_d8_async(device, 2, 1, gpu.raw()).unwrap();
+                });
+                gpu.context.synchronize().unwrap();
+                gpu.download(device, 1)[0]
+            })
+            .collect();
+        assert!(orders.contains(&1) && orders.contains(&2), "{orders:?}");
+    });
+}
+
+#[test]
 fn a_pinned_target_holds_poison_until_the_stream_is_waited_for() {
     on_virtual_gpu("a_pinned_target_holds_poison_until_the_stream_is_waited_for", &[], || {
         let gpu = Gpu::open();

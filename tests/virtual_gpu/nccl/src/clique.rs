@@ -125,8 +125,8 @@ impl Clique {
         }
     }
 
-    /// Fails all that has waited since before `deadline`. Returns what it waited for, in words.
-    pub fn fail_older_than(&self, deadline: Instant, error: u32) -> Vec<String> {
+    /// Fails all that has waited since before `deadline`, and first says what it waited for.
+    pub fn fail_older_than(&self, deadline: Instant, error: u32) {
         let mut meetings = self.lock();
         let stale: Vec<String> = meetings
             .collectives
@@ -136,7 +136,7 @@ impl Clique {
             .collect();
         let waiting = meetings.take_waiting(|waiting| waiting.since < deadline);
         if waiting.is_empty() {
-            return Vec::new();
+            return;
         }
         meetings.async_errors.fill(Some(Code::REMOTE_ERROR));
         let told = if stale.is_empty() {
@@ -144,10 +144,12 @@ impl Clique {
         } else {
             stale
         };
+        for what in told {
+            eprintln!("virtual GPU: NCCL: timeout: {what}");
+        }
         for waiting in waiting {
             waiting.run.end_call(error);
         }
-        told
     }
 }
 

@@ -41,9 +41,7 @@ pub fn watch(clique: &Arc<Clique>) {
                 let mut watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
                 watched.retain(|clique| clique.strong_count() > 0);
                 for clique in watched.iter().filter_map(Weak::upgrade) {
-                    for what in clique.fail_older_than(deadline, CUDA_ERROR_LAUNCH_TIMEOUT) {
-                        eprintln!("virtual GPU: NCCL: timeout: {what}");
-                    }
+                    clique.fail_older_than(deadline, CUDA_ERROR_LAUNCH_TIMEOUT);
                 }
             }
         });
