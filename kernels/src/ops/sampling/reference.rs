@@ -74,9 +74,17 @@ impl Distribution {
     }
 }
 
+/// As `Logprobs`, before rounding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Score {
+    pub logprob: f64,
+    pub rank: u32,
+    pub top: Vec<(u32, f64)>,
+}
+
 /// Log-probability and rank of `token`, and the `top` best tokens, by the raw logits. None when
 /// none of them is finite.
-pub fn score(row: &[f32], token: u32, top: usize) -> Option<(f64, u32, Vec<(u32, f64)>)> {
+pub fn score(row: &[f32], token: u32, top: usize) -> Option<Score> {
     let logits: Vec<f32> = row.iter().map(|&x| finite(x)).collect();
     let mut order = order_of(&logits);
     let best = f64::from(logits[*order.first()?]);
@@ -87,8 +95,8 @@ pub fn score(row: &[f32], token: u32, top: usize) -> Option<(f64, u32, Vec<(u32,
     let higher = logits.iter().filter(|&&x| x > logit).count();
     let equal = logits.iter().take(place).filter(|&&x| x == logit).count();
     order.truncate(top);
-    let best_tokens = order.into_iter().map(|i| (i as u32, logprob(logits[i]))).collect();
-    Some((logprob(logit), (1 + higher + equal) as u32, best_tokens))
+    let top = order.into_iter().map(|i| (i as u32, logprob(logits[i]))).collect();
+    Some(Score { logprob: logprob(logit), rank: (1 + higher + equal) as u32, top })
 }
 
 /// A number in [0, 1) with 53 random bits, a function of its arguments alone.

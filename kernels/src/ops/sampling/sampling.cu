@@ -251,6 +251,57 @@ __device__ __forceinline__ void scan_without_bans(const Choice& c, const uint32_
     load_maxima(c.chunk_max, c.num_chunks, shared);
 }
 
+// The `num_top` best tokens (at least one) of the raw logits, whose highest is `max`. After
+// `load_maxima` of them.
+template <typename Logprob>
+__device__ __forceinline__ void find_top(SampleResult& result, const Choice& c, float max,
+                                         uint32_t num_top, Logprob logprob, Shared& shared) {
+    const u64 top = place_of(key_of(max), 0);
+    uint32_t bar = KEY_OF_MINUS_INFINITY + 1;
+    if (num_top <= c.num_chunks) {
+        // That many chunks have a value of at least this.
+        auto each = [&](auto f) {
+            for (uint32_t i = threadIdx.x; i < c.num_chunks; i += THREADS) {
+                f(place_of(shared.maxima[i], i), 1u);
+            }
+        };
+        const u64 last = select<uint32_t>(each, floor_of(bar), top, num_top, shared);
+        bar = static_cast<uint32_t>(last >> ID_BITS);
+    }
+    const uint32_t num_listed = list_chunks(bar, 0, c.num_chunks, shared);
+    auto each = [&](auto f) {
+        each_listed(c.raw, num_listed, shared,
+                    [&](float x, uint32_t id) { f(place_of(key_of(x), id), 1u); });
+    };
+    const u64 cut = select<uint32_t>(each, floor_of(bar), top, num_top, shared);
+    // At most `num_top` tokens, in any order; then each finds how many are before it.
+    __syncthreads();
+    uint32_t* num_found = reinterpret_cast<uint32_t*>(shared.found);
+    if (threadIdx.x == 0) {
+        *num_found = 0;
+    }
+    __syncthreads();
+    each([&](u64 place, uint32_t) {
+        if (place >= cut) {
+            shared.chunk_sums[atomicAdd(num_found, 1u)] = place;
+        }
+    });
+    __syncthreads();
+    if (threadIdx.x < *num_found) {
+        const u64 own = shared.chunk_sums[threadIdx.x];
+        uint32_t before = 0;
+        for (uint32_t i = 0; i < *num_found; ++i) {
+            before += shared.chunk_sums[i] > own ? 1 : 0;
+        }
+        const uint32_t id = (1u << ID_BITS) - 1 - static_cast<uint32_t>(own & ((1u << ID_BITS) - 1));
+        result.top_ids[before] = id;
+        result.top_logprobs[before] = logprob(value_of(static_cast<uint32_t>(own >> ID_BITS)));
+    }
+    if (threadIdx.x == 0) {
+        result.num_top = *num_found;
+    }
+}
+
 // Log-probability and rank of `token`, and the `row.top` best tokens, by the raw logits. False when
 // none of them is finite.
 __device__ __forceinline__ bool score(SampleResult& result, const Choice& c, uint32_t token,
@@ -278,53 +329,9 @@ __device__ __forceinline__ bool score(SampleResult& result, const Choice& c, uin
         result.logprob = logprob(logit);
         result.rank = 1 + static_cast<uint32_t>(better);
     }
-
     const uint32_t num_top = min(c.row.top, static_cast<uint32_t>(TOP_MAX));
-    if (num_top == 0) {
-        return true;
-    }
-    const u64 lowest = floor_of(KEY_OF_MINUS_INFINITY + 1), top = place_of(key_of(max), 0);
-    u64 bar = lowest;
-    if (num_top <= c.num_chunks) {
-        auto each = [&](auto f) {
-            for (uint32_t i = threadIdx.x; i < c.num_chunks; i += THREADS) {
-                f(place_of(shared.maxima[i], i), 1u);
-            }
-        };
-        bar = select<uint32_t>(each, lowest, top, num_top, shared);
-    }
-    bar = floor_of(static_cast<uint32_t>(bar >> ID_BITS));
-    num_listed = list_chunks(static_cast<uint32_t>(bar >> ID_BITS), 0, c.num_chunks, shared);
-    auto each = [&](auto f) {
-        each_listed(c.raw, num_listed, shared,
-                    [&](float x, uint32_t id) { f(place_of(key_of(x), id), 1u); });
-    };
-    const u64 cut = select<uint32_t>(each, bar, top, num_top, shared);
-    // At most `num_top` tokens, in any order; then each finds how many are before it.
-    __syncthreads();
-    uint32_t* num_found = reinterpret_cast<uint32_t*>(shared.found);
-    if (threadIdx.x == 0) {
-        *num_found = 0;
-    }
-    __syncthreads();
-    each([&](u64 place, uint32_t) {
-        if (place >= cut) {
-            shared.chunk_sums[atomicAdd(num_found, 1u)] = place;
-        }
-    });
-    __syncthreads();
-    if (threadIdx.x < *num_found) {
-        const u64 own = shared.chunk_sums[threadIdx.x];
-        uint32_t before = 0;
-        for (uint32_t i = 0; i < *num_found; ++i) {
-            before += shared.chunk_sums[i] > own ? 1 : 0;
-        }
-        const uint32_t id = (1u << ID_BITS) - 1 - static_cast<uint32_t>(own & ((1u << ID_BITS) - 1));
-        result.top_ids[before] = id;
-        result.top_logprobs[before] = logprob(value_of(static_cast<uint32_t>(own >> ID_BITS)));
-    }
-    if (threadIdx.x == 0) {
-        result.num_top = *num_found;
+    if (num_top > 0) {
+        find_top(result, c, max, num_top, logprob, shared);
     }
     return true;
 }

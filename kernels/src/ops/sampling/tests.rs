@@ -167,7 +167,8 @@ fn device() -> Option<CudaDevice> {
 }
 
 fn check_logprobs(got: &SampleResult, row: &[f32], top: usize, case: &str) {
-    let (logprob, rank, best) = reference::score(row, got.token, top).expect("finite logits");
+    let expected = reference::score(row, got.token, top).expect("finite logits");
+    let reference::Score { logprob, rank, top: best } = expected;
     let logprobs = got.logprobs.as_ref().expect("asked for");
     assert_eq!(logprobs.rank, rank, "{case}");
     let is_close = |a: f32, b: f64| f64::from(a) == b || (f64::from(a) - b).abs() < 3e-6;
