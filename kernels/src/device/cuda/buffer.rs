@@ -57,8 +57,8 @@ impl DeviceBuffer {
         }
         self.device.bind()?;
         let stream = self.device.stream();
-        // On our stream: the driver's synchronous copy may end after it returns, and our stream
-        // does not wait for the one it runs on.
+        // On our stream: the driver's synchronous copy may end after it returns, and our stream does
+        // not wait for the one it runs on.
         // SAFETY: the range lies inside the allocation, by the assert; `bytes` outlives the copy,
         // which the next line waits for.
         check(unsafe { result::memcpy_htod_async(self.ptr + offset as u64, bytes, stream) })?;
