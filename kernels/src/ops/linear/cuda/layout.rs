@@ -11,8 +11,8 @@ pub const TILE_K: usize = 64;
 pub const HEADER_PART_BYTES: usize = 16;
 
 /// Splits are made until a row of tiles, times its splits, is about this many blocks: one for each
-/// multiprocessor of a large device. A constant, not the number of this device's multiprocessors, so
-/// that all devices give the same bits.
+/// multiprocessor of a large device. A constant, not the number of this device's multiprocessors,
+/// so that all devices give the same bits.
 pub const BLOCKS_WANTED: usize = 128;
 const SPLITS_MAX: usize = 16;
 /// Bytes that a split reads of one row of W at least. It then writes and reads 8 bytes of sums for
