@@ -20,9 +20,9 @@ use tests::session::{Session, argmax, max_abs_difference};
 const DENSE: [&str; 5] = ["qwen2-tied", "qwen2-untied", "qwen3-tied", "qwen3-untied", "qwen3-yarn"];
 /// What the order of f32 additions may change in a logit; measured: 1e-5.
 const TOLERANCE: f32 = 1e-4;
-/// The CPU keeps keys and values in F16 and quantised models' activations in 8 bits, so a change in
-/// the last bit may become one of such a step; and four ranks read parts of 256-value blocks as F32,
-/// without rounding activations at all. In parts of the largest logit.
+/// The CPU keeps keys and values in F16 and quantised models' activations in 8 bits, so a change
+/// in the last bit may become one of such a step; and four ranks read parts of 256-value blocks as
+/// F32, without rounding activations at all. In parts of the largest logit.
 const TOLERANCE_CPU: f32 = 0.05;
 /// Where the two best logits are nearer than this, rounding may choose the other one: a tie.
 const MARGIN_MIN: f32 = 0.01;

@@ -1,6 +1,6 @@
 //! The whole engine under seeded arrivals, aborts, short memory, shared prefixes and faults, on a
 //! runner whose tokens depend on the slots it really read. Each request must get exactly what it
-//! gets alone, and no block may be lost; by the plain loop and with overlap, which the seed decides.
+//! gets alone, and no block may be lost; by the plain loop or with overlap, as the seed decides.
 //!
 //! `MONSOON_SIMULATION_SEEDS` is the number of seeds; `MONSOON_SIMULATION_SEED` replays one.
 

@@ -1,4 +1,5 @@
-//! `cargo xtask virtual-gpu`: builds the Virtual GPU and lays it out as a driver would be installed.
+//! `cargo xtask virtual-gpu`: builds the Virtual GPU and lays it out as a driver would be
+//! installed.
 
 use crate::process::{self, cargo, target_dir};
 use anyhow::{Context, Result};
@@ -62,7 +63,8 @@ pub fn install() -> Result<PathBuf> {
     fs::canonicalize(lib_dir).context("the folder was just made")
 }
 
-/// Puts a new file in place of an old one in one step: a running program may have the old one mapped.
+/// Puts a new file in place of an old one in one step: a running program may have the old one
+/// mapped.
 fn replace(from: &Path, to: &Path) -> Result<()> {
     let new = to.with_extension(format!("new-{}", std::process::id()));
     fs::copy(from, &new).with_context(|| format!("copy {}", from.display()))?;

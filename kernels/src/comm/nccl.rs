@@ -189,14 +189,14 @@ impl Nccl {
 
     /// Queues the sum over ranks of `len` values at `address`, in place, on `stream`.
     ///
-    /// Numbers: of two ranks, the rounded sum of both, whatever the batch. With more ranks the order
-    /// of additions depends on a value's place in the buffer, so that a row's bits would depend on
-    /// its neighbours: gather the parts and add them in rank order instead.
+    /// Numbers: of two ranks, the rounded sum of both, whatever the batch. With more ranks the
+    /// order of additions depends on a value's place in the buffer, so that a row's bits would
+    /// depend on its neighbours: gather the parts and add them in rank order instead.
     /// Errors: `DType`; `Device`, also for a failure of an earlier call.
     ///
     /// # Safety
-    /// `len` values of `dtype` lie at `address` on this rank's device, and stay until the stream has
-    /// passed the call; `stream` is a stream of that device.
+    /// `len` values of `dtype` lie at `address` on this rank's device, and stay until the stream
+    /// has passed the call; `stream` is a stream of that device.
     pub unsafe fn all_reduce_sum(
         &mut self,
         address: u64,

@@ -55,7 +55,7 @@ pub async fn run(config: ServeConfig, others: Option<Others>) -> Result<(), Comm
         },
     };
     let text = summary::summary(&config, &loaded, address, start.elapsed());
-    let Loaded { serving, engine_thread, lost, .. } = loaded;
+    let Loaded { serving, engine_thread, lost, watch, .. } = loaded;
     let engine = serving.engine.clone();
     state.set_serving(serving);
     // A closed standard output is no reason to stop serving.
@@ -77,6 +77,9 @@ pub async fn run(config: ServeConfig, others: Option<Others>) -> Result<(), Comm
             let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, http).await;
             return Err(error.into());
         }
+    }
+    if let Some(watch) = watch {
+        watch.hurry();
     }
     tracing::info!(seconds = config.listen.drain_timeout.as_secs(), "draining");
     let _ = stop.send(());

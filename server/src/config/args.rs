@@ -103,8 +103,8 @@ pub struct ServeArgs {
     /// Who is served first: fcfs by arrival, priority by the request's priority field
     #[arg(long, value_enum, default_value_t = SchedulingPolicy::Fcfs)]
     pub scheduling_policy: SchedulingPolicy,
-    /// Plan and start each step while the one before it is computed; auto is on. The answers are the
-    /// same
+    /// Plan and start each step while the one before it is computed; auto is on. The answers are
+    /// the same
     #[arg(long, value_enum, default_value_t = OverlapChoice::Auto)]
     pub overlap: OverlapChoice,
     /// Compute every prompt anew, even when its beginning is in the KV cache

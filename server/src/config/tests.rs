@@ -48,7 +48,6 @@ fn wrong_values_are_refused_with_flag_and_allowed_range() {
         ("--kv-cache-dtype f8", &["--kv-cache-dtype", "auto, f16, f32"]),
         ("--device reference --kv-cache-dtype f16", &["--kv-cache-dtype", "f32"]),
         ("--block-size 24", &["--block-size", "16, 32, 64, 128"]),
-        ("--tensor-parallel-size 2", &["--tensor-parallel-size", "allowed: 1"]),
         ("--tensor-parallel 0", &["--tensor-parallel-size", "1..=1024"]),
         ("--threads 1000", &["--threads", "1..=256"]),
         ("--cpu-pin maybe", &["--cpu-pin", "auto, on, off"]),

@@ -39,9 +39,9 @@ impl<R: Runner> Engine<R> {
         self.scheduler.abort(id)
     }
 
-    /// Runs one step: schedules it, launches it, collects and commits its results. That is the plain
-    /// loop; with overlap the next step is launched as well before this one is collected, so that
-    /// the device goes on while the host commits and schedules. The results are the same.
+    /// Runs one step: schedules it, launches it, collects and commits its results. That is the
+    /// plain loop; with overlap the next step is launched as well before this one is collected, so
+    /// that the device goes on while the host commits and schedules. The results are the same.
     ///
     /// The events of one sequence are side by side.
     pub fn step(&mut self, now: Instant) -> Result<Vec<(SequenceId, Event)>, RunnerError> {

@@ -5,8 +5,8 @@ use super::plan::{Plan, StepOutput};
 /// Plans that are launched and not collected, at most.
 pub const PLANS_UNDER_WAY_MAX: usize = 2;
 
-/// Computes plans strictly in the order of their launches: what one step writes, the next one reads,
-/// and never the other way round. At most `PLANS_UNDER_WAY_MAX` plans are under way.
+/// Computes plans strictly in the order of their launches: what one step writes, the next one
+/// reads, and never the other way round. At most `PLANS_UNDER_WAY_MAX` plans are under way.
 pub trait Runner: Send {
     /// Starts the step, or queues it behind the one under way, and returns without waiting.
     fn launch(&mut self, plan: &Plan) -> Result<(), RunnerError>;

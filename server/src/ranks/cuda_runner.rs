@@ -11,9 +11,9 @@ use super::step_runner::{StepError, StepRunner};
 use crate::engine::{ChunkInput, PLANS_UNDER_WAY_MAX, Plan, SequenceId, StepOutput};
 use kernels::comm::Communicator;
 use kernels::device::cuda::{CudaDevice, Event, Graph};
-use kernels::{Backend, DType, Indices, KernelError, Tensor};
+use kernels::{DType, Indices, KernelError, Tensor};
 use models::batch::{StepShape, StepUpload};
-use models::weights::shard::shard_sizes;
+use models::weights::shard::num_kv_heads;
 use models::{ForwardBatch, ForwardContext, KvCache, LoadError, Model, ShardSpec};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -116,7 +116,7 @@ impl CudaRunner {
     ) -> Result<CudaRunner, LoadError> {
         let network = model.config().clone();
         let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
-        let num_kv_heads = shard_sizes(&network, spec)?.num_kv_heads;
+        let num_kv_heads = num_kv_heads(&network, spec)?;
         let (num_blocks, block_size) = (config.num_blocks, config.block_size);
         let limits = Limits {
             num_seqs: config.max_num_seqs,

@@ -4,7 +4,7 @@ use super::group::{RankConfig, RankStartError};
 use super::link::{RankLink, Reply};
 use super::peers::Peers;
 use super::progress::{Counted, LOOK_INTERVAL, Progress};
-use super::wire::{Room, Setup, Sign, Work, decode};
+use super::wire::{Offer, Setup, Sign, Work, decode};
 use super::worker::{self, RankSpec};
 use crate::engine::{Plan, RunnerError};
 use kernels::comm::Communicator;
@@ -41,11 +41,11 @@ impl Follower {
         Ok(Follower { rank: messages.rank(), messages, peers })
     }
 
-    /// Tells rank 0 what this rank has room for and waits for what it decides.
+    /// Tells rank 0 what this rank brings and waits for what it decides.
     ///
     /// Errors: rank 0 is lost or has failed.
-    pub fn offer(&self, room: Room) -> Result<Setup, RunnerError> {
-        self.peers.say(Sign::Room(room));
+    pub fn offer(&self, offer: Offer) -> Result<Setup, RunnerError> {
+        self.peers.say(Sign::Offer(offer));
         loop {
             match self.next_work()? {
                 Some(Work::Setup(setup)) => return Ok(setup),

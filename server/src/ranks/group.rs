@@ -59,6 +59,8 @@ pub enum RankStartError {
     Thread { rank: usize, source: std::io::Error },
     #[error("rank {rank} panicked while it loaded the model: {reason}")]
     Panicked { rank: usize, reason: String },
+    #[error("rank {rank} computes on {other}, rank 0 on {own}; they would not get the same bits")]
+    Unlike { rank: usize, other: String, own: String },
     /// In another process.
     #[error("the group could not start: {0}")]
     Process(RunnerError),
@@ -103,10 +105,10 @@ impl RankGroup {
     /// Starts one rank per configuration, all in this process. `model` loads the part of each.
     ///
     /// Errors: as `start`.
-    pub fn start_local(
-        configs: Vec<RankConfig>,
-        model: impl Fn(&Backend, ShardSpec) -> Result<Box<dyn Model>, LoadError> + Send + Sync + 'static,
-    ) -> Result<RankGroup, RankStartError> {
+    pub fn start_local<F>(configs: Vec<RankConfig>, model: F) -> Result<RankGroup, RankStartError>
+    where
+        F: Fn(&Backend, ShardSpec) -> Result<Box<dyn Model>, LoadError> + Send + Sync + 'static,
+    {
         if let [config] = &configs[..] {
             let config = config.clone();
             let backend = config.backend.clone();

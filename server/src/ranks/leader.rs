@@ -4,7 +4,7 @@ use super::group::RankStartError;
 use super::link::{PLANS_WAITING_MAX, RankLink, Reply};
 use super::peers::Peers;
 use super::progress::Progress;
-use super::wire::{Room, Setup, Sign, Work, encode};
+use super::wire::{Offer, Room, Setup, Sign, Work, encode};
 use crate::engine::{Plan, RunnerError, StepOutput};
 use kernels::comm::messages::{Channel, Messages};
 use std::sync::Arc;
@@ -16,6 +16,17 @@ pub struct Leader {
     peers: Arc<Peers>,
 }
 
+/// The watch over the other processes.
+pub struct GroupWatch(Arc<Peers>);
+
+impl GroupWatch {
+    /// This process was told to end, perhaps because another one is lost: from now on a short
+    /// silence is a loss.
+    pub fn hurry(&self) {
+        self.0.hurry();
+    }
+}
+
 impl Leader {
     /// Errors: the system has no thread for the watch.
     pub fn new(messages: Arc<dyn Messages>) -> std::io::Result<Leader> {
@@ -23,17 +34,26 @@ impl Leader {
         Ok(Leader { peers: Peers::watch(messages.clone(), others)?, messages })
     }
 
-    /// Waits until every rank has told what it has room for, and tells all what to do in the
-    /// smallest.
+    /// Waits until every rank has told what it brings, and tells all what to do with the room of
+    /// the smallest.
     ///
-    /// Errors: a process was lost or could not open the model.
+    /// Errors: a process was lost or could not open the model, or computes otherwise.
     pub fn agree(
         &self,
-        own: Room,
+        own: Offer,
         setup: impl FnOnce(Room) -> Setup,
     ) -> Result<Setup, RankStartError> {
-        let rooms = self.peers.rooms().map_err(RankStartError::Process)?;
-        let setup = setup(rooms.into_iter().fold(own, Room::smaller));
+        let offers = self.peers.offers().map_err(RankStartError::Process)?;
+        for (index, offer) in offers.iter().enumerate() {
+            if offer.arithmetic != own.arithmetic {
+                let (rank, other) = (index + 1, offer.arithmetic.clone());
+                let error = RankStartError::Unlike { rank, other, own: own.arithmetic };
+                self.fail(error.to_string());
+                return Err(error);
+            }
+        }
+        let rooms = offers.into_iter().map(|offer| offer.room);
+        let setup = setup(rooms.fold(own.room, Room::smaller));
         let bytes = encode(&Work::Setup(setup.clone()));
         for rank in 1..self.messages.world_size() {
             self.messages.send(rank, Channel::Work, &bytes);
@@ -44,6 +64,11 @@ impl Leader {
     /// Calls `act` when the first process is lost, whether or not a plan is under way.
     pub fn on_loss(&self, act: impl FnOnce(RunnerError) + Send + 'static) {
         self.peers.on_loss(act);
+    }
+
+    /// The watch over the processes, for whoever is told to end.
+    pub fn watch(&self) -> GroupWatch {
+        GroupWatch(self.peers.clone())
     }
 
     pub(super) fn num_others(&self) -> usize {

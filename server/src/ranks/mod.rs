@@ -20,5 +20,5 @@ mod tests;
 
 pub use follower::Follower;
 pub use group::{CudaGraphs, RankConfig, RankGroup, RankStartError};
-pub use leader::Leader;
-pub use wire::{Room, Setup};
+pub use leader::{GroupWatch, Leader};
+pub use wire::{Offer, Room, Setup};

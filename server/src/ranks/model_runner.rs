@@ -139,8 +139,8 @@ impl ModelRunner {
         let rows = rows.into();
         self.logits.set_rows(group.len());
         self.model.logits(&mut self.ctx, &self.hidden, &rows, &mut self.logits)?;
-        // Only rank 0's answer is used, but every rank samples: the same logits give the same tokens,
-        // and the next plan may leave them to it.
+        // Only rank 0's answer is used, but every rank samples: the same logits give the same
+        // tokens, and the next plan may leave them to it.
         let tasks: Vec<RowTask> = group.iter().map(|r| r.task).collect();
         let results = self.sampler.run(&mut self.logits, &tasks);
         for (row, result) in group.iter().zip(results) {

@@ -2,7 +2,7 @@
 //! directions between rank 0 and every other rank.
 
 use super::progress::{LOOK_INTERVAL, Progress, STALL_TIME_MAX};
-use super::wire::{Room, Sign, decode, encode};
+use super::wire::{Offer, Sign, decode, encode};
 use crate::engine::RunnerError;
 use kernels::comm::messages::{Channel, Messages};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 /// A process that is silent for so long has died or stands still.
 pub const SILENCE_MAX: Duration = STALL_TIME_MAX;
+/// The same once this process was told to end. mpirun does so when a process has died, and kills
+/// all others soon after: clients must be answered before.
+const HURRIED_SILENCE_MAX: Duration = Duration::from_secs(1);
 
 /// What one process knows of those that it exchanges signs with: rank 0 of all others, they of
 /// rank 0. A thread of its own keeps it up to date until it is closed.
@@ -26,6 +29,7 @@ struct State {
     own: Progress,
     /// Not sent yet.
     outbox: Vec<Sign>,
+    silence_max: Duration,
     lost: Option<RunnerError>,
     on_loss: Option<Box<dyn FnOnce(RunnerError) + Send>>,
     is_open: bool,
@@ -37,7 +41,7 @@ struct Peer {
     rank: usize,
     last_sign: Instant,
     progress: Arc<AtomicU64>,
-    room: Option<Room>,
+    offer: Option<Offer>,
     is_ready: bool,
 }
 
@@ -49,11 +53,12 @@ impl Peers {
     ) -> std::io::Result<Arc<Peers>> {
         let last_sign = Instant::now();
         let peer =
-            |rank| Peer { rank, last_sign, progress: Arc::default(), room: None, is_ready: false };
+            |rank| Peer { rank, last_sign, progress: Arc::default(), offer: None, is_ready: false };
         let state = State {
             peers: ranks.into_iter().map(peer).collect(),
             own: Progress::default(),
             outbox: Vec::new(),
+            silence_max: SILENCE_MAX,
             lost: None,
             on_loss: None,
             is_open: true,
@@ -89,6 +94,12 @@ impl Peers {
         self.lock().lost.clone()
     }
 
+    /// From now on a short silence is a loss.
+    pub fn hurry(&self) {
+        self.lock().silence_max = HURRIED_SILENCE_MAX;
+        self.changed.notify_all();
+    }
+
     /// Calls `act` when the first peer is lost, at once if one is already.
     pub fn on_loss(&self, act: impl FnOnce(RunnerError) + Send + 'static) {
         let mut state = self.lock();
@@ -98,9 +109,9 @@ impl Peers {
         }
     }
 
-    /// Waits until all have told what they have room for.
-    pub fn rooms(&self) -> Result<Vec<Room>, RunnerError> {
-        self.wait_for(|peers| peers.iter().map(|peer| peer.room).collect())
+    /// Waits until all have told what they bring, in the order of their ranks.
+    pub fn offers(&self) -> Result<Vec<Offer>, RunnerError> {
+        self.wait_for(|peers| peers.iter().map(|peer| peer.offer.clone()).collect())
     }
 
     /// Waits until all have loaded the model.
@@ -165,7 +176,7 @@ impl Peers {
         peer.last_sign = Instant::now();
         match sign {
             Ok(Sign::Alive { progress }) => peer.progress.store(progress, Ordering::Relaxed),
-            Ok(Sign::Room(room)) => peer.room = Some(room),
+            Ok(Sign::Offer(offer)) => peer.offer = Some(offer),
             Ok(Sign::Ready) => peer.is_ready = true,
             Ok(Sign::Failed { reason }) | Err(reason) => {
                 self.lose(&mut state, RunnerError::RankFailed { rank, reason });
@@ -176,9 +187,10 @@ impl Peers {
 
     fn look_for_silence(&self, now: Instant) {
         let mut state = self.lock();
-        let is_silent = |peer: &&Peer| now.duration_since(peer.last_sign) > SILENCE_MAX;
+        let silence_max = state.silence_max;
+        let is_silent = |peer: &&Peer| now.duration_since(peer.last_sign) > silence_max;
         if let Some(rank) = state.peers.iter().find(is_silent).map(|peer| peer.rank) {
-            let reason = format!("its process has been silent for {} s", SILENCE_MAX.as_secs());
+            let reason = format!("its process has been silent for {} s", silence_max.as_secs());
             self.lose(&mut state, RunnerError::RankFailed { rank, reason });
         }
     }

@@ -183,15 +183,15 @@ fn a_rank_that_stands_still_is_noticed_and_one_that_is_slow_is_not() {
 
 #[test]
 fn ranks_of_one_process_add_up_and_end_with_the_one_that_fails() {
-    let configs = vec![config(); 3];
+    let configs = vec![config(); 4];
     let mut group = RankGroup::start_local(configs, |_, spec| {
         let fails = spec.rank == 2;
         Ok(Box::new(FakeModel { adds: true, fails, ..FakeModel::new() }))
     })
     .unwrap();
-    // The sum over three ranks of token 5, which is then followed by 16.
+    // The sum over four ranks of token 5, which is then followed by 21.
     let output = run(&mut group, 0, vec![sampled(0, &[5])]).unwrap();
-    assert_eq!(output.chunks[0].sampled.as_ref().unwrap().token, TokenId(16));
+    assert_eq!(output.chunks[0].sampled.as_ref().unwrap().token, TokenId(21));
     let begin = Instant::now();
     let reason = format!("device lost: token {ERROR}");
     let failed = Err(RunnerError::RankFailed { rank: 2, reason });

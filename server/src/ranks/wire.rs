@@ -26,6 +26,15 @@ pub struct Setup {
     pub sampleable_vocab: usize,
 }
 
+/// What a rank brings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    pub room: Room,
+    /// What it computes with, such as "cpu, Avx2". Ranks may choose tokens each for itself, so
+    /// they must get the same bits.
+    pub arithmetic: String,
+}
+
 /// What a rank's machine has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Room {
@@ -49,7 +58,7 @@ pub(super) enum Sign {
     Alive {
         progress: u64,
     },
-    Room(Room),
+    Offer(Offer),
     /// The model is loaded.
     Ready,
     /// The sender's last word.

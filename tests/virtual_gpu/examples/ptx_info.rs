@@ -1,4 +1,5 @@
-//! Prints the kernels of PTX files and the opcodes they use: `cargo run -p virtual_gpu --example ptx_info FILE...`
+//! Prints the kernels of PTX files and the opcodes they use: `cargo run -p virtual_gpu --example
+//! ptx_info FILE...`
 fn main() {
     for path in std::env::args().skip(1) {
         let text = std::fs::read_to_string(&path).expect("readable file");

@@ -1,4 +1,5 @@
-//! Gives the library the name under which programs ask for it, and lets it find the driver beside it.
+//! Gives the library the name under which programs ask for it, and lets it find the driver beside
+//! it.
 
 fn main() {
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libnccl.so.2");

@@ -4,7 +4,8 @@ use std::fmt;
 
 /// The checks of a launch. All are on by default; each costs time.
 ///
-/// Accesses outside allocations are always refused, since the interpreter itself must not follow them.
+/// Accesses outside allocations are always refused, since the interpreter itself must not follow
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checks {
     /// Poisons shared memory and the destination of copies in flight, and counts local bounds.

@@ -1,4 +1,5 @@
-//! What a launch executed, in numbers that do not depend on the machine: instructions, bytes, sectors, bank conflicts.
+//! What a launch executed, in numbers that do not depend on the machine: instructions, bytes,
+//! sectors, bank conflicts.
 
 use std::collections::BTreeMap;
 
@@ -66,7 +67,8 @@ pub struct Traffic {
     pub written_bytes: u64,
 }
 
-/// The counters of one launch, or of several after `merge`. Independent of seed and threads for race-free kernels.
+/// The counters of one launch, or of several after `merge`. Independent of seed and threads for
+/// race-free kernels.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
     pub launches: u64,
@@ -88,7 +90,8 @@ pub struct Counters {
     /// Bytes per thread of a global access -> number of thread accesses.
     pub global_widths: BTreeMap<u32, u64>,
     pub shared_wavefronts: Wavefronts,
-    /// PTX line -> passes of the shared accesses of that line. After `merge` of different modules lines may mix.
+    /// PTX line -> passes of the shared accesses of that line. After `merge` of different modules
+    /// lines may mix.
     pub shared_by_line: BTreeMap<u32, Wavefronts>,
     /// PTX line -> executed warp instructions.
     pub executed_by_line: BTreeMap<u32, u64>,

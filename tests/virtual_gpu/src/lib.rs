@@ -1,10 +1,16 @@
-//! The kernel engine of the Virtual GPU: parses the PTX that nvcc emitted and executes it on the CPU, warp by warp,
-//! with the checks of compute-sanitizer (memcheck, initcheck, racecheck, synccheck) and counters of what was executed.
+//! The kernel engine of the Virtual GPU: parses the PTX that nvcc emitted and executes it on the
+//! CPU, warp by warp, with the checks of compute-sanitizer (memcheck, initcheck, racecheck,
+//! synccheck) and counters of what was executed.
 //!
-//! It knows the sm_80 instruction set as far as nvcc 13.0 emits it for kernels of an LLM server. What it does not know
-//! it refuses by name; it never guesses. It says nothing about speed on hardware.
+//! It knows the sm_80 instruction set as far as nvcc 13.0 emits it for kernels of an LLM server.
+//! What it does not know it refuses by name; it never guesses. It says nothing about speed on
+//! hardware.
 //!
 //! Source of every semantic: "Parallel Thread Execution ISA", version 9.0.
+
+// Lanes index several arrays at once; a warp, its block and an instruction are three arguments
+// already; a violation ends a launch, so its size costs nothing.
+#![allow(clippy::needless_range_loop, clippy::too_many_arguments, clippy::result_large_err)]
 
 pub mod ptx;
 pub mod memory;

@@ -1,5 +1,5 @@
-//! Global memory of one device: allocations at guest addresses, poisoned when fresh, with a record of which bytes
-//! were ever written.
+//! Global memory of one device: allocations at guest addresses, poisoned when fresh, with a record
+//! of which bytes were ever written.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
@@ -34,9 +34,9 @@ pub struct Allocation {
     written: Box<[AtomicU64]>,
 }
 
-// SAFETY: `data` is owned by the allocation and freed once, in `drop`. Concurrent access through `host` is the
-// access of GPU threads: kernels that race have racing values, exactly as on a device, and no Rust reference to the
-// bytes exists.
+// SAFETY: `data` is owned by the allocation and freed once, in `drop`. Concurrent access through
+// `host` is the access of GPU threads: kernels that race have racing values, exactly as on a
+// device, and no Rust reference to the bytes exists.
 unsafe impl Send for Allocation {}
 // SAFETY: as above.
 unsafe impl Sync for Allocation {}
@@ -112,7 +112,8 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with the same layout; nobody holds the pointer beyond the Arc's life.
+        // SAFETY: allocated in `new` with the same layout; nobody holds the pointer beyond the
+        // Arc's life.
         unsafe { dealloc(self.data, Self::layout(self.size)) };
     }
 }
@@ -131,7 +132,8 @@ pub(crate) fn find(table: &Table, address: u64, bytes: u64) -> Option<usize> {
 struct State {
     table: Arc<Table>,
     next: u64,
-    /// Freed ranges, start -> size. Addresses are never used again, so use after free is always seen.
+    /// Freed ranges, start -> size. Addresses are never used again, so use after free is always
+    /// seen.
     freed: BTreeMap<u64, u64>,
     /// Module id -> addresses of its variables.
     modules: HashMap<u64, Arc<Vec<u64>>>,
@@ -165,7 +167,8 @@ impl GlobalMemory {
         address / DEVICE_BYTES == self.ordinal as u64 + 1
     }
 
-    /// A fresh allocation of poisoned bytes; its address is aligned to `ALLOC_ALIGN` and never used again.
+    /// A fresh allocation of poisoned bytes; its address is aligned to `ALLOC_ALIGN` and never used
+    /// again.
     pub fn alloc(&self, bytes: u64) -> u64 {
         let mut state = self.state.write().expect("memory lock");
         let address = state.next;
@@ -209,7 +212,8 @@ impl GlobalMemory {
     /// Copies bytes to the host. Unwritten bytes read as poison.
     pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), MemoryError> {
         let allocation = self.lookup(address, out.len() as u64)?;
-        // SAFETY: `lookup` made sure that the range lies inside the allocation, which the Arc keeps alive.
+        // SAFETY: `lookup` made sure that the range lies inside the allocation, which the Arc keeps
+        // alive.
         unsafe {
             std::ptr::copy_nonoverlapping(allocation.host(address), out.as_mut_ptr(), out.len());
         }
@@ -239,8 +243,8 @@ impl GlobalMemory {
         Ok(())
     }
 
-    /// Copies inside the device, or from another device when `source` is another memory. The record of written
-    /// bytes is copied too.
+    /// Copies inside the device, or from another device when `source` is another memory. The record
+    /// of written bytes is copied too.
     pub fn copy_from(
         &self,
         address: u64,
@@ -266,7 +270,8 @@ impl GlobalMemory {
         Ok(())
     }
 
-    /// Poisons the range and forgets that it was written, as when a pool hands a block to a new owner.
+    /// Poisons the range and forgets that it was written, as when a pool hands a block to a new
+    /// owner.
     pub fn poison(&self, address: u64, bytes: u64) -> Result<(), MemoryError> {
         let allocation = self.lookup(address, bytes)?;
         // SAFETY: as in `read`.
@@ -277,8 +282,8 @@ impl GlobalMemory {
         Ok(())
     }
 
-    /// The device address of a `.global` or `.const` variable of a module, and its size; loads the module's
-    /// variables at first use.
+    /// The device address of a `.global` or `.const` variable of a module, and its size; loads the
+    /// module's variables at first use.
     pub fn variable(&self, module: &Module, name: &str) -> Option<(u64, u64)> {
         let index = module.variables().iter().position(|v| v.name == name)?;
         let address = self.module_addresses(module)[index];

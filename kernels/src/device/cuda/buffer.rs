@@ -55,9 +55,15 @@ impl DeviceBuffer {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.device.synchronize()?;
-        // SAFETY: the range lies inside the allocation, by the assert.
-        check(unsafe { result::memcpy_htod_sync(self.ptr + offset as u64, bytes) })
+        self.device.bind()?;
+        // On the device's own stream: the driver's blocking copy may return before the bytes have
+        // arrived, and our stream does not wait for the one that it is queued on.
+        // SAFETY: the range lies inside the allocation, by the assert; `bytes` is borrowed until
+        // the copy is done, by the wait below.
+        check(unsafe {
+            result::memcpy_htod_async(self.ptr + offset as u64, bytes, self.device.stream())
+        })?;
+        self.device.synchronize()
     }
 
     /// The bytes from `offset` on, after all work queued so far.

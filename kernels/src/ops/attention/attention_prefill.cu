@@ -1,13 +1,13 @@
 // Attention of sequences with more than `split_tokens_max` tokens in the step: a thread block walks
 // all keys of a tile of query rows. The arithmetic is in attention_tile.cuh.
 //
-// Memory: a tile of 64 query rows (64 / group tokens of one kv head) reads the keys and values it sees
-// once; q and out once.
+// Memory: a tile of 64 query rows (64 / group tokens of one kv head) reads the keys and values it
+// sees once; q and out once.
 #include "attention_tile.cuh"
 
-// The tile of query rows of this thread block; false if there is none. Tiles are counted over a bound
-// that each thread block can compute from the start of its sequence alone: sequence s has tiles from
-// query_start[s] * group / ROWS + s, and at most as many as lie before those of s + 1.
+// The tile of query rows of this thread block; false if there is none. Tiles are counted over a
+// bound that each thread block can compute from the start of its sequence alone: sequence s has
+// tiles from query_start[s] * group / ROWS + s, and at most as many as lie before those of s + 1.
 template <typename P>
 __device__ __forceinline__ bool find_rows(const Inputs<typename P::Act>& in, uint32_t num_seqs,
                                           uint32_t split_tokens_max, Rows& rows) {
@@ -48,16 +48,16 @@ __device__ __forceinline__ void prefill(typename P::Act* out, const Inputs<typen
 }
 
 // Grid: [num_tokens * group / 64 + num_seqs, kv_heads].
-#define PREFILL(name, Act, head_dim, row_warps, dim_warps, buffers, blocks)                          \
-    extern "C" __global__ void __launch_bounds__(32 * row_warps * dim_warps, blocks) name(           \
-        Act* out, const Act* q, const Act* k_cache, const Act* v_cache,                              \
-        const uint32_t* query_start, const uint32_t* context_len, const uint32_t* block_tables,      \
-        float scale, uint32_t heads, uint32_t kv_heads, uint32_t block_shift,                        \
-        uint32_t block_table_stride, uint32_t num_seqs, uint32_t split_tokens_max) {                 \
-        Inputs<Act> in = {q, k_cache, v_cache, query_start, context_len, block_tables,               \
-                          scale, heads, kv_heads, block_shift, block_table_stride};                  \
-        prefill<Plan<Act, head_dim, row_warps, dim_warps, buffers>>(out, in, num_seqs,               \
-                                                                    split_tokens_max);              \
+#define PREFILL(name, Act, head_dim, row_warps, dim_warps, buffers, blocks)                        \
+    extern "C" __global__ void __launch_bounds__(32 * row_warps * dim_warps, blocks) name(         \
+        Act* out, const Act* q, const Act* k_cache, const Act* v_cache,                            \
+        const uint32_t* query_start, const uint32_t* context_len, const uint32_t* block_tables,    \
+        float scale, uint32_t heads, uint32_t kv_heads, uint32_t block_shift,                      \
+        uint32_t block_table_stride, uint32_t num_seqs, uint32_t split_tokens_max) {               \
+        Inputs<Act> in = {q, k_cache, v_cache, query_start, context_len, block_tables,             \
+                          scale, heads, kv_heads, block_shift, block_table_stride};                \
+        prefill<Plan<Act, head_dim, row_warps, dim_warps, buffers>>(out, in, num_seqs,             \
+                                                                    split_tokens_max);             \
     }
 
 PREFILL(attention_prefill_32_bf16, __nv_bfloat16, 32, 4, 1, 4, 3)

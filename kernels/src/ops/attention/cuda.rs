@@ -16,8 +16,8 @@ const DECODE_THREADS: u32 = 128;
 const COMBINE_THREADS: u32 = 128;
 /// Shared memory that the driver keeps for itself, for each block.
 const RESERVED_SHARED_BYTES: usize = 1 << 10;
-/// The first work item of each sequence lies in shared memory.
-const NUM_SEQS_MAX: usize = 4096;
+/// Three numbers of each sequence lie in shared memory.
+const NUM_SEQS_MAX: usize = 2048;
 /// Partial results begin on such borders.
 const ALIGN: u64 = 256;
 
@@ -290,8 +290,8 @@ pub fn prefill_shared_bytes(head_dim: usize) -> usize {
 
 /// Dynamic shared memory of the kernel that takes splits of `num_seqs` sequences.
 pub fn decode_shared_bytes(head_dim: usize, num_seqs: usize) -> usize {
-    let item_start_bytes = (num_seqs + 1) * size_of::<u32>();
-    shared_bytes(head_dim, DECODE_ROWS, 4, 4) + item_start_bytes
+    let sequences_bytes = (3 * num_seqs + 2) * size_of::<u32>();
+    shared_bytes(head_dim, DECODE_ROWS, 4, 4) + sequences_bytes
 }
 
 /// SHARED_BYTES of `Plan` in attention_tile.cuh.

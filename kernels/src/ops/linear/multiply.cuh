@@ -1,9 +1,9 @@
 // out = x W^T (+ bias), for every weight format and number of rows.
 //
 // One CTA computes block_m rows by 128 columns. Tiles of x and of the codes come to shared memory
-// in `stages` steps of 64 k by cp.async, whole 16 bytes and each byte of W once for a CTA; each warp
-// multiplies up to 64 rows by 32 columns. Small block_m are the skinny variants, which have one row
-// of CTAs and so read W once; they differ from the tiled one in this number only.
+// in `stages` steps of 64 k by cp.async, whole 16 bytes and each byte of W once for a CTA; each
+// warp multiplies up to 64 rows by 32 columns. Small block_m are the skinny variants, which have
+// one row of CTAs and so read W once; they differ from the tiled one in this number only.
 //
 // Batch invariance. The k range is cut into splits of `steps_per_split` tiles, a function of the
 // shape and format of W alone (`cuda::layout::Layout` in Rust). An output is
@@ -13,8 +13,8 @@
 // reads all of them in the order above. Who comes last is chance, what it computes is not.
 //
 // Shared memory: rows of x are 8 chunks of 16 bytes, chunk c of row r in place c ^ (r % 8), so that
-// neither cp.async nor ldmatrix meets a bank twice; codes and headers are read in the order in which
-// they lie.
+// neither cp.async nor ldmatrix meets a bank twice; codes and headers are read in the order they
+// lie in.
 #pragma once
 
 #include "formats.cuh"

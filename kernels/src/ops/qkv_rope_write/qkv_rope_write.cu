@@ -21,30 +21,33 @@ struct Row {
     uint32_t slot;
 };
 
-// Where shared memory keeps value i of a table of n. Lanes read LEN = 8 neighbouring values as two
+// Where shared memory keeps value i of a table. Lanes read LEN = 8 neighbouring values as two
 // vectors of four; the first vectors of all lanes lie together, then the second ones, so that
-// neighbouring lanes use neighbouring banks.
+// neighbouring lanes use neighbouring banks. The distance is half a round of the banks, so that
+// writing both parts at once has no conflicts either.
+constexpr int SECOND_VECTORS = HEAD_DIM_MAX / 2 + 16;
+constexpr int TABLE_LEN = SECOND_VECTORS + HEAD_DIM_MAX / 2;
+
 template <int LEN>
-__device__ __forceinline__ uint32_t place(uint32_t i, uint32_t n) {
-    return LEN == 1 ? i : (i >> 2 & 1) * (n / 2) + (i >> 3) * 4 + (i & 3);
+__device__ __forceinline__ uint32_t place(uint32_t i) {
+    return LEN == 1 ? i : (i >> 2 & 1) * SECOND_VECTORS + (i >> 3) * 4 + (i & 3);
 }
 
 template <int LEN>
 __device__ __forceinline__ void fill(float* table, const float* from, uint32_t n) {
     for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
-        table[place<LEN>(i, n)] = from[i];
+        table[place<LEN>(i)] = from[i];
     }
 }
 
-// LEN values of a table of n from `i`, a multiple of LEN.
+// LEN values of a table from `i`, a multiple of LEN.
 template <int LEN>
-__device__ __forceinline__ void read(float (&out)[LEN], const float* table, uint32_t i,
-                                     uint32_t n) {
+__device__ __forceinline__ void read(float (&out)[LEN], const float* table, uint32_t i) {
     if constexpr (LEN == 1) {
         out[0] = table[i];
     } else {
-        const float4 a = *reinterpret_cast<const float4*>(table + place<LEN>(i, n));
-        const float4 b = *reinterpret_cast<const float4*>(table + place<LEN>(i + 4, n));
+        const float4 a = *reinterpret_cast<const float4*>(table + place<LEN>(i));
+        const float4 b = *reinterpret_cast<const float4*>(table + place<LEN>(i + 4));
         out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
         out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
     }
@@ -86,10 +89,10 @@ __device__ __forceinline__ Act* cache_row(Act* cache, const Row& row, uint32_t k
 // Rotates `a` with its partners `b`.
 template <int LEN>
 __device__ __forceinline__ void rotate(float (&a)[LEN], float (&b)[LEN], const float* cos,
-                                       const float* sin, uint32_t i, uint32_t half) {
+                                       const float* sin, uint32_t i) {
     float c[LEN], s[LEN];
-    read(c, cos, i, half);
-    read(s, sin, i, half);
+    read(c, cos, i);
+    read(s, sin, i);
 #pragma unroll
     for (int j = 0; j < LEN; ++j) {
         const float x = a[j], y = b[j];
@@ -100,9 +103,9 @@ __device__ __forceinline__ void rotate(float (&a)[LEN], float (&b)[LEN], const f
 
 template <int LEN>
 __device__ __forceinline__ void scale(float (&a)[LEN], float scale, const float* weight,
-                                      uint32_t i, uint32_t n) {
+                                      uint32_t i) {
     float w[LEN];
-    read(w, weight, i, n);
+    read(w, weight, i);
 #pragma unroll
     for (int j = 0; j < LEN; ++j) {
         a[j] = a[j] * scale * w[j];
@@ -144,11 +147,11 @@ __device__ __forceinline__ void head(Act* to, const Act* from, const float* weig
         if (to && u < num_units) {
             const uint2 runs = runs_of<LEN>(u, row.half);
             if (weight) {
-                scale(a[k], factor, weight, runs.x, row.head_dim);
-                scale(b[k], factor, weight, runs.y, row.head_dim);
+                scale(a[k], factor, weight, runs.x);
+                scale(b[k], factor, weight, runs.y);
             }
             if (runs.x < row.half) {
-                rotate(a[k], b[k], cos, sin, runs.x, row.half);
+                rotate(a[k], b[k], cos, sin, runs.x);
             }
             store(to + runs.x, a[k]);
             store(to + runs.y, b[k]);
@@ -175,8 +178,8 @@ __device__ __forceinline__ void qkv_rope_write(Act* q, Act* k_cache, Act* v_cach
                                                const float* q_norm, const float* k_norm,
                                                const float* cos, const float* sin,
                                                uint32_t position, Row row, float eps, int group) {
-    __shared__ __align__(16) float cosines[HEAD_DIM_MAX / 2], sines[HEAD_DIM_MAX / 2];
-    __shared__ __align__(16) float q_weight[HEAD_DIM_MAX], k_weight[HEAD_DIM_MAX];
+    __shared__ __align__(16) float cosines[TABLE_LEN], sines[TABLE_LEN];
+    __shared__ __align__(16) float q_weight[TABLE_LEN], k_weight[TABLE_LEN];
     const uint64_t table_row = static_cast<uint64_t>(position) * row.half;
     fill<LEN>(cosines, cos + table_row, row.half);
     fill<LEN>(sines, sin + table_row, row.half);

@@ -135,6 +135,16 @@ pub fn free_gpu_memory(config: &ComputeConfig) -> Result<u64, StartupError> {
     Ok((least as f64 * config.gpu_memory_fraction) as u64)
 }
 
+impl RankDevice {
+    /// What decides on the bits of a result.
+    pub fn arithmetic(&self) -> String {
+        match &self.backend {
+            Backend::Cpu(cpu) => format!("cpu, {:?}", cpu.isa),
+            other => other.name().to_string(),
+        }
+    }
+}
+
 impl std::fmt::Display for Devices {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.ranks.len() > 1 {

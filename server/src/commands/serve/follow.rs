@@ -29,7 +29,6 @@ pub async fn run(config: ServeConfig, others: Others) -> Result<(), CommandError
 fn follow(config: &ServeConfig, others: Others, follower: &Follower) -> Result<(), CommandError> {
     let Others { messages, communicator } = others;
     let model = Opened::find(config, Some(&*messages))?;
-    let setup = follower.offer(model.room())?;
     let devices = Devices::one_of(
         &config.compute,
         messages.rank(),
@@ -37,6 +36,7 @@ fn follow(config: &ServeConfig, others: Others, follower: &Follower) -> Result<(
         model.activation(),
     )?
     .qualified(&config.hub.cache_dir)?;
+    let setup = follower.offer(model.offer(&devices.ranks[0]))?;
     let spec = ShardSpec { rank: messages.rank(), world_size: messages.world_size() };
     tracing::info!("rank {} of {}: {devices}", spec.rank, spec.world_size);
     let device = &devices.ranks[0];

@@ -13,9 +13,9 @@ use crate::engine::{
 use crate::http::{ServedModel, Serving};
 use crate::hub::{self, Progress};
 use crate::machine;
-use crate::ranks::{Leader, RankConfig, RankGroup, Room, Setup};
+use crate::ranks::{GroupWatch, Leader, Offer, RankConfig, RankGroup, Room, Setup};
 use crate::text::{TextConfig, TextStage};
-use kernels::DType;
+use kernels::{Backend, DType};
 use kernels::comm::messages::Messages;
 use models::weights::shard::num_kv_heads;
 use models::{ChatTemplateSource, Checkpoint, ShardSpec};
@@ -34,6 +34,8 @@ pub struct Loaded {
     pub memory: MemoryPlan,
     /// Says when a rank in another process is lost, also between steps.
     pub lost: oneshot::Receiver<RunnerError>,
+    /// Over the processes of the other ranks, if there are any.
+    pub watch: Option<GroupWatch>,
 }
 
 /// Takes seconds to minutes; run it on a thread of its own. `others`: the processes of the other
@@ -45,9 +47,21 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
     let text = start_text(config, &model.checkpoint)?;
     let mut memory = model.memory.clone();
     let (lost_sender, lost) = oneshot::channel();
+    let devices = match &others {
+        Some(Others { messages, .. }) => Devices::one_of(
+            &config.compute,
+            messages.rank(),
+            messages.local_size(),
+            model.activation(),
+        )?,
+        None => {
+            Devices::share(&config.compute, config.compute.tensor_parallel, model.activation())?
+        }
+    }
+    .qualified(&config.hub.cache_dir)?;
     if let Some(leader) = &leader {
-        let setup = leader.agree(model.room(), |room| model.setup(config, room, text.vocab_size()));
-        let Setup { room, .. } = setup?;
+        let setup = |room| model.setup(config, room, text.vocab_size());
+        let Setup { room, .. } = leader.agree(model.offer(&devices.ranks[0]), setup)?;
         (memory.num_blocks, memory.max_model_len) = (room.num_blocks, room.max_model_len);
         leader.on_loss(move |error| {
             // Nobody listens when the server has stopped already.
@@ -74,13 +88,16 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
     };
     let path = model.path.clone();
     let setup = model.setup(config, Room::of(&memory), text.vocab_size());
+    let watch = leader.as_ref().map(Leader::watch);
     let (runner, device) = match (others, leader) {
-        (Some(others), Some(leader)) => start_leading(config, model, &setup, others, leader)?,
-        _ => start_local(config, model, &setup)?,
+        (Some(others), Some(leader)) => {
+            start_leading(config, &devices, model, &setup, others, leader)?
+        },
+        _ => start_local(config, &devices, model, &setup)?,
     };
     let (engine, engine_thread) = engine::start(engine_config(config, &memory), runner);
     let serving = Serving { text, engine, model: served };
-    Ok(Loaded { serving, engine_thread, names, path, device, memory, lost })
+    Ok(Loaded { serving, engine_thread, names, path, device, memory, lost, watch })
 }
 
 /// A model that was found, opened and measured, on any rank.
@@ -121,8 +138,9 @@ impl Opened {
         models::cuda_activation(&self.checkpoint)
     }
 
-    pub fn room(&self) -> Room {
-        Room::of(&self.memory)
+    /// What a rank with this model on `device` brings.
+    pub fn offer(&self, device: &RankDevice) -> Offer {
+        Offer { room: Room::of(&self.memory), arithmetic: device.arithmetic() }
     }
 
     fn setup(&self, config: &ServeConfig, room: Room, sampleable_vocab: usize) -> Setup {
@@ -167,12 +185,10 @@ pub fn rank_config(config: &ServeConfig, setup: &Setup, device: &RankDevice) -> 
 /// All ranks in this process. Also says what they run on.
 fn start_local(
     config: &ServeConfig,
+    devices: &Devices,
     model: Opened,
     setup: &Setup,
 ) -> Result<(RankGroup, String), StartupError> {
-    let num_ranks = config.compute.tensor_parallel;
-    let devices = Devices::share(&config.compute, num_ranks, model.activation())?;
-    let devices = devices.qualified(&config.hub.cache_dir)?;
     let configs = devices.ranks.iter().map(|device| rank_config(config, setup, device)).collect();
     let (checkpoint, max_model_len) = (model.checkpoint, setup.room.max_model_len);
     let group = RankGroup::start_local(configs, move |backend, spec| {
@@ -184,14 +200,12 @@ fn start_local(
 /// Rank 0 here, the others in processes of their own.
 fn start_leading(
     config: &ServeConfig,
+    devices: &Devices,
     model: Opened,
     setup: &Setup,
     others: Others,
     leader: Leader,
 ) -> Result<(RankGroup, String), StartupError> {
-    let (rank, local_size) = (others.messages.rank(), others.messages.local_size());
-    let devices = Devices::one_of(&config.compute, rank, local_size, model.activation())?;
-    let devices = devices.qualified(&config.hub.cache_dir)?;
     let device = &devices.ranks[0];
     let (rank_config, backend) = (rank_config(config, setup, device), device.backend.clone());
     let spec = ShardSpec { rank: 0, world_size: others.messages.world_size() };

@@ -424,7 +424,9 @@ fn a_prompt_goes_on_in_the_plan_ahead() {
     let plans = [bench.schedule().unwrap(), bench.schedule().unwrap()];
     assert_eq!(plans.each_ref().map(chunks_of), [[(0, 16)], [(0, 16)]]);
     assert_eq!(plans[1].chunks[0].start, 16);
-    plans.map(|plan| bench.commit(plan));
+    for plan in plans {
+        bench.commit(plan);
+    }
     assert_eq!(bench.step(), [(0, 5)]);
 }
 
@@ -490,7 +492,9 @@ fn an_abort_drops_its_results_in_both_steps_under_way() {
     let plans = [bench.schedule().unwrap(), bench.schedule().unwrap()];
     bench.scheduler.abort(SequenceId(0));
     assert_eq!(bench.scheduler.stats().blocks_free, 62, "free at once");
-    plans.map(|plan| bench.commit(plan));
+    for plan in plans {
+        bench.commit(plan);
+    }
     assert!(bench.events.iter().all(|(id, _)| *id == 1));
     assert_eq!((bench.num_tokens(1), bench.scheduler.stats().wasted_tokens), (2, 5));
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::ranks::peers::SILENCE_MAX;
 use crate::ranks::wire::{Work, decode, encode};
-use crate::ranks::{Follower, Leader, Room, Setup};
+use crate::ranks::{Follower, Leader, Offer, Room, Setup};
 use kernels::comm::local::{self, Local};
 use kernels::comm::messages::{Channel, Messages};
 use std::collections::VecDeque;
@@ -73,6 +73,10 @@ fn room(num_blocks: usize) -> Room {
     Room { num_blocks, max_model_len: 64 }
 }
 
+fn offer(num_blocks: usize) -> Offer {
+    Offer { room: room(num_blocks), arithmetic: "plain loops".to_string() }
+}
+
 /// A process that has room for `num_blocks` and computes with `model`.
 fn follow(
     (messages, link): (Arc<InMemory>, Local),
@@ -81,7 +85,7 @@ fn follow(
 ) -> JoinHandle<(Setup, Result<(), RankStartError>)> {
     std::thread::spawn(move || {
         let follower = Follower::new(messages).unwrap();
-        let setup = follower.offer(room(num_blocks)).unwrap();
+        let setup = follower.offer(offer(num_blocks)).unwrap();
         let result = follower.follow(config(), Box::new(link), model);
         if let Err(error) = &result {
             follower.fail(error.to_string());
@@ -101,7 +105,7 @@ fn start_group(
         .map(|(i, (process, model))| follow(process, 9 - i, move || Ok(Box::new(model))))
         .collect();
     let leader = Leader::new(messages).unwrap();
-    leader.agree(room(20), setup).unwrap();
+    leader.agree(offer(20), setup).unwrap();
     let model = FakeModel { adds: true, fails: false, ..FakeModel::new() };
     let group = RankGroup::start_leading(leader, config(), Box::new(link), || Ok(Box::new(model)));
     (group, threads)
@@ -113,17 +117,17 @@ fn adding() -> FakeModel {
 
 #[test]
 fn processes_agree_on_what_the_smallest_has_room_for_and_compute_every_plan() {
-    let (group, threads) = start_group(vec![adding(), adding()]);
+    let (group, threads) = start_group(vec![adding(), adding(), adding()]);
     let mut group = group.unwrap();
     for step in 0..20 {
         let output = run(&mut group, step, vec![sampled(0, &[step as u32])]).unwrap();
-        let next = TokenId(3 * step as u32 + 1);
+        let next = TokenId(4 * step as u32 + 1);
         assert_eq!(output.chunks[0].sampled.as_ref().unwrap().token, next);
     }
     drop(group);
     for thread in threads {
         let (told, result) = thread.join().unwrap();
-        assert_eq!(told, setup(room(8)));
+        assert_eq!(told, setup(room(7)));
         result.unwrap();
     }
 }
@@ -153,13 +157,26 @@ fn a_process_that_cannot_load_keeps_the_group_from_starting() {
     let fails = || Err(LoadError::MissingTensor { name: "w".into() });
     let thread = follow(processes.remove(0), 9, fails);
     let leader = Leader::new(messages).unwrap();
-    leader.agree(room(20), setup).unwrap();
+    leader.agree(offer(20), setup).unwrap();
     let group = RankGroup::start_leading(leader, config(), Box::new(link), || {
         Ok(Box::new(FakeModel::new()))
     });
     let error = group.err().unwrap().to_string();
     assert!(error.contains("rank 1") && error.contains('w'), "{error}");
     assert!(matches!(thread.join().unwrap().1, Err(RankStartError::Load(_))));
+}
+
+#[test]
+fn processes_that_would_not_get_the_same_bits_are_refused() {
+    let mut processes = processes(2);
+    let (messages, _link) = processes.remove(0);
+    let follower = Follower::new(processes[0].0.clone()).unwrap();
+    let wait = std::thread::spawn(move || follower.offer(offer(9)));
+    let own = Offer { arithmetic: "cpu, Avx2".to_string(), ..offer(9) };
+    let leader = Leader::new(messages).unwrap();
+    let error = leader.agree(own, setup).unwrap_err().to_string();
+    assert!(error.contains("rank 1 computes on plain loops"), "{error}");
+    assert!(wait.join().unwrap().is_err());
 }
 
 #[test]
@@ -171,7 +188,7 @@ fn a_silent_process_is_lost_also_between_steps_and_rank_0_to_the_others_too() {
         processes.iter().map(|(messages, _)| Follower::new(messages.clone()).unwrap()).collect();
     let waits: Vec<_> = followers
         .into_iter()
-        .map(|follower| std::thread::spawn(move || follower.offer(room(9))))
+        .map(|follower| std::thread::spawn(move || follower.offer(offer(9))))
         .collect();
     let leader = Leader::new(messages).unwrap();
     let (sender, lost) = channel();

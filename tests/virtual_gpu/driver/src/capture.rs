@@ -1,7 +1,8 @@
 //! Streams in order, stream capture, and graphs.
 //!
 //! Source of the rules: CUDA Driver API 13.0, "Stream Management" (cuStreamBeginCapture_v2,
-//! cuThreadExchangeStreamCaptureMode) and CUDA C++ Programming Guide, "Creating a Graph Using Stream Capture".
+//! cuThreadExchangeStreamCaptureMode) and CUDA C++ Programming Guide, "Creating a Graph Using
+//! Stream Capture".
 
 use crate::abi::{Code, Result};
 use crate::entry::refuse;
@@ -71,10 +72,11 @@ pub fn exchange_thread_mode(mode: CaptureMode) -> CaptureMode {
 }
 
 impl State {
-    /// Adds work to a stream, or to the capture that the stream is part of. Returns the ticket of what will run.
+    /// Adds work to a stream, or to the capture that the stream is part of. Returns the ticket of
+    /// what will run.
     ///
-    /// Errors: `STREAM_CAPTURE_INVALIDATED`; `STREAM_CAPTURE_IMPLICIT` on the legacy stream while a stream
-    /// that it would wait for captures.
+    /// Errors: `STREAM_CAPTURE_INVALIDATED`; `STREAM_CAPTURE_IMPLICIT` on the legacy stream while a
+    /// stream that it would wait for captures.
     pub fn submit(&mut self, call: &str, stream: u64, work: Work) -> Result<Option<Ticket>> {
         let context = self.streams[&stream].context;
         if let Some(capturing) = self.sound_capture(call, stream)? {
@@ -219,8 +221,8 @@ impl State {
 
     /// Makes a stream wait for an event; inside a capture this forks and joins.
     ///
-    /// Errors: `STREAM_CAPTURE_ISOLATION` for an event of outside, `STREAM_CAPTURE_MERGE` for one of another
-    /// capture, `STREAM_CAPTURE_IMPLICIT` if the legacy stream would join a capture.
+    /// Errors: `STREAM_CAPTURE_ISOLATION` for an event of outside, `STREAM_CAPTURE_MERGE` for one
+    /// of another capture, `STREAM_CAPTURE_IMPLICIT` if the legacy stream would join a capture.
     pub fn wait_event(&mut self, call: &str, stream: u64, event: u64) -> Result<()> {
         let capturing = self.sound_capture(call, stream)?;
         let recorded = self.events.get(&event).ok_or(Code::INVALID_HANDLE)?.recorded.clone();
@@ -285,7 +287,8 @@ impl State {
         }
     }
 
-    /// Errors: `STREAM_CAPTURE_UNSUPPORTED` on the legacy stream, `ILLEGAL_STATE` if it captures already.
+    /// Errors: `STREAM_CAPTURE_UNSUPPORTED` on the legacy stream, `ILLEGAL_STATE` if it captures
+    /// already.
     pub fn begin_capture(&mut self, call: &str, stream: u64, mode: CaptureMode) -> Result<()> {
         let this = &self.streams[&stream];
         if this.kind == StreamKind::Legacy {
@@ -311,8 +314,9 @@ impl State {
 
     /// Ends a capture and returns its graph.
     ///
-    /// Errors: `ILLEGAL_STATE` if there is none; `STREAM_CAPTURE_UNMATCHED` on a stream that it did not begin
-    /// on; `STREAM_CAPTURE_WRONG_THREAD`; `STREAM_CAPTURE_INVALIDATED`; `STREAM_CAPTURE_UNJOINED`.
+    /// Errors: `ILLEGAL_STATE` if there is none; `STREAM_CAPTURE_UNMATCHED` on a stream that it did
+    /// not begin on; `STREAM_CAPTURE_WRONG_THREAD`; `STREAM_CAPTURE_INVALIDATED`;
+    /// `STREAM_CAPTURE_UNJOINED`.
     pub fn end_capture(&mut self, call: &str, stream: u64) -> Result<u64> {
         let Some(capturing) = self.streams[&stream].capturing.clone() else {
             return refuse(call, Code::ILLEGAL_STATE, "the stream is not capturing");
@@ -341,7 +345,8 @@ impl State {
         Ok(graph)
     }
 
-    /// Takes all streams out of a capture. Returns whether the first stream waits for all that they did.
+    /// Takes all streams out of a capture. Returns whether the first stream waits for all that they
+    /// did.
     fn release_streams(&mut self, capture: u64, tail: &[usize], nodes: &[Node]) -> bool {
         let mut is_before_end = vec![false; nodes.len()];
         for last in tail {

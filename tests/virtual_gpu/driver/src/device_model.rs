@@ -70,8 +70,8 @@ impl DeviceModel {
         self.major * 10 + self.minor
     }
 
-    /// A `CUdevice_attribute`, or `None` for one that does not exist in CUDA 13.0. Attributes that say
-    /// "can do X" are 0 for each X that is not built.
+    /// A `CUdevice_attribute`, or `None` for one that does not exist in CUDA 13.0. Attributes that
+    /// say "can do X" are 0 for each X that is not built.
     pub fn attribute(&self, attribute: u32, ordinal: usize) -> Option<i32> {
         let value = match attribute {
             1 => BLOCK_THREADS_MAX,

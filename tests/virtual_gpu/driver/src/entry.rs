@@ -3,8 +3,8 @@
 use crate::abi::{Code, Result};
 use crate::state::{Driver, in_callback};
 
-/// Defines functions of the driver's C interface. The body yields `Result<()>` and may dereference what the
-/// API's contract says it may.
+/// Defines functions of the driver's C interface. The body yields `Result<()>` and may dereference
+/// what the API's contract says it may.
 macro_rules! driver_api {
     ($(
         $(#[$meta:meta])*
@@ -17,8 +17,8 @@ macro_rules! driver_api {
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($arg: $ty),*) -> $crate::abi::Code {
             #[allow(unused_unsafe)]
-            // SAFETY: the caller keeps the contract of the CUDA Driver API: pointers are valid or null,
-            // and null is checked where it is an error rather than a meaning.
+            // SAFETY: the caller keeps the contract of the CUDA Driver API: pointers are valid or
+            // null, and null is checked where it is an error rather than a meaning.
             $crate::entry::call(stringify!($name), || unsafe { $body })
         }
     )*};

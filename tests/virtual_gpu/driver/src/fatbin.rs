@@ -1,8 +1,8 @@
 //! Module images: fat binaries, PTX text, cubins; picks the PTX out of them.
 //!
-//! A fat binary is a header (magic, version, header size, size of all entries) and entries, each with a
-//! header of its own (kind, header size, payload size, compressed size, architecture, flags). Source: read
-//! from what nvcc 13.0 writes, checked against `cuobjdump`.
+//! A fat binary is a header (magic, version, header size, size of all entries) and entries, each
+//! with a header of its own (kind, header size, payload size, compressed size, architecture,
+//! flags). Source: read from what nvcc 13.0 writes, checked against `cuobjdump`.
 
 use crate::abi::{Code, Result};
 
@@ -19,14 +19,15 @@ const IMAGE_BYTES_MAX: u64 = 1 << 30;
 /// What the engine needs of a module image.
 pub struct Image {
     pub ptx: String,
-    /// The cubin for this architecture, if the image holds one: it knows the registers of each kernel.
+    /// The cubin for this architecture, if the image holds one: it knows the registers of each
+    /// kernel.
     pub cubin: Option<Vec<u8>>,
 }
 
 /// Takes the PTX for compute capability `sm` out of the image at `image`.
 ///
-/// Errors: `INVALID_IMAGE` for what is none of the known forms; `NO_BINARY_FOR_GPU` for images without
-/// PTX that this device could run; each with a line on stderr.
+/// Errors: `INVALID_IMAGE` for what is none of the known forms; `NO_BINARY_FOR_GPU` for images
+/// without PTX that this device could run; each with a line on stderr.
 ///
 /// # Safety
 /// `image` points at a complete image, as `cuModuleLoadData` demands.
@@ -209,7 +210,8 @@ fn u64_at(bytes: &[u8], at: usize) -> Result<u64> {
     bytes_at(bytes, at).map(u64::from_le_bytes)
 }
 
-/// Registers per thread of a kernel: cubins keep them in the top byte of `sh_info` of its code section.
+/// Registers per thread of a kernel: cubins keep them in the top byte of `sh_info` of its code
+/// section.
 pub fn registers_of(cubin: &[u8], kernel: &str) -> Option<u32> {
     let sections_at = u64_at(cubin, 40).ok()? as usize;
     let section_bytes = usize::from(u16_at(cubin, 58).ok()?);

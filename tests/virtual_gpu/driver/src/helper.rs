@@ -7,7 +7,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long the program has to wait for its work by itself, which keeps its order a matter of the seed.
+/// How long the program has to wait for its work by itself, which keeps its order a matter of the
+/// seed.
 const GRACE: Duration = Duration::from_millis(100);
 
 struct Wish {

@@ -54,7 +54,7 @@ pub fn check(function: &LoadedFunction, geometry: &Geometry) -> Result<()> {
     let allowed = function.dynamic_shared_bytes_max;
     if shared_bytes > allowed {
         return refuse(format!(
-            "{shared_bytes} bytes of dynamic shared memory, {allowed} are allowed (cuFuncSetAttribute)"
+            "{shared_bytes} bytes of shared memory, {allowed} are allowed (cuFuncSetAttribute)"
         ));
     }
     Ok(())
@@ -67,11 +67,11 @@ pub fn dynamic_shared_default(function: &Function) -> u32 {
 
 /// Copies the parameters of a launch, by the sizes that the PTX declares.
 ///
-/// Errors: `INVALID_VALUE` if neither way of passing them is used, or the packed form has another size.
+/// Errors: `INVALID_VALUE` if neither way of passing them is used, or the packed form has another
+/// size.
 ///
-/// # Safety
-/// `params` points at one pointer per parameter, each to a value of its size; or `extra` at the list that
-/// `cuLaunchKernel` describes.
+/// # Safety `params` points at one pointer per parameter, each to a value of its size; or `extra`
+/// at the list that `cuLaunchKernel` describes.
 pub unsafe fn copy_params(
     function: &Function,
     params: *const *const u8,
@@ -102,13 +102,15 @@ pub unsafe fn copy_params(
         if value.is_null() {
             return Err(Code::INVALID_VALUE);
         }
-        // SAFETY: the caller promised `size` bytes behind it; the block has room by the PTX's offsets.
+        // SAFETY: the caller promised `size` bytes behind it; the block has room by the PTX's
+        // offsets.
         unsafe { std::ptr::copy_nonoverlapping(value, block.as_mut_ptr().add(offset), size) };
     }
     Ok(block)
 }
 
-/// The list of (key, value) pairs that ends with 0: 1 is followed by the buffer, 2 by the address of its size.
+/// The list of (key, value) pairs that ends with 0: 1 is followed by the buffer, 2 by the address
+/// of its size.
 ///
 /// # Safety
 /// As `cuLaunchKernel` says of `extra`.
@@ -134,8 +136,8 @@ unsafe fn packed_params<'a>(extra: *const *const u8) -> Result<&'a [u8]> {
 /// Registers are given to warps in units of 256.
 const REGISTERS_UNIT: u32 = 256;
 
-/// Blocks of a kernel that fit on a multiprocessor together. Without a cubin the registers are unknown and
-/// do not count.
+/// Blocks of a kernel that fit on a multiprocessor together. Without a cubin the registers are
+/// unknown and do not count.
 ///
 /// Source: cuda_occupancy.h, without its rounding of warps to the four sub-partitions.
 pub fn blocks_per_sm(

@@ -33,8 +33,8 @@ const PTX_VERSION_MAX: u32 = 90;
 impl Module {
     /// Parses the PTX of an image.
     ///
-    /// Errors: `UNSUPPORTED_PTX_VERSION` for PTX newer than this driver; `INVALID_PTX` for PTX that the
-    /// engine does not know; each with a line on stderr.
+    /// Errors: `UNSUPPORTED_PTX_VERSION` for PTX newer than this driver; `INVALID_PTX` for PTX that
+    /// the engine does not know; each with a line on stderr.
     pub fn load(image: Image, sm: u32) -> Result<Module> {
         let ptx_version = directive(&image.ptx, ".version").unwrap_or(0);
         if ptx_version > PTX_VERSION_MAX {

@@ -1,8 +1,8 @@
 //! Work that was asked for and has not run: a graph of operations, each waiting for others.
 //!
-//! A stream is a chain of operations, an event a dependency between chains, a graph launch a bundle of
-//! operations. Which of the ready ones runs next is drawn from a seeded generator, so that a program
-//! that forgot an event sees an order it did not expect.
+//! A stream is a chain of operations, an event a dependency between chains, a graph launch a bundle
+//! of operations. Which of the ready ones runs next is drawn from a seeded generator, so that a
+//! program that forgot an event sees an order it did not expect.
 
 use crate::abi::DevicePtr;
 use crate::launch::Launch;
@@ -51,7 +51,8 @@ pub enum Place {
     Staged(Arc<[u8]>),
 }
 
-/// `rows` rows of `row_bytes` bytes, `pitch` bytes apart, filled with the first `unit` bytes of `value`.
+/// `rows` rows of `row_bytes` bytes, `pitch` bytes apart, filled with the first `unit` bytes of
+/// `value`.
 #[derive(Clone, Copy)]
 pub struct Fill {
     pub value: u32,
@@ -65,8 +66,8 @@ pub struct Fill {
 #[derive(Clone, Copy)]
 pub struct HostPtr(pub *mut c_void);
 
-// SAFETY: the program promised, by the API's contract, that the memory stays valid until the operation
-// ends, whatever thread runs it.
+// SAFETY: the program promised, by the API's contract, that the memory stays valid until the
+// operation ends, whatever thread runs it.
 unsafe impl Send for HostPtr {}
 // SAFETY: as above; the pointer itself is only copied.
 unsafe impl Sync for HostPtr {}

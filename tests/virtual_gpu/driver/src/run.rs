@@ -26,8 +26,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const QUEUED_MAX: usize = 1 << 16;
 
 impl Driver {
-    /// Runs ready operations until `done`. When there are none (another thread runs them, or a collective
-    /// waits for its partners), sleeps until something changes.
+    /// Runs ready operations until `done`. When there are none (another thread runs them, or a
+    /// collective waits for its partners), sleeps until something changes.
     pub fn run_until<'a>(
         &'a self,
         device: usize,

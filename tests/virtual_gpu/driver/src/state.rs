@@ -124,8 +124,16 @@ pub struct Allocation {
     pub bytes: u64,
     pub device: usize,
     pub context: u64,
-    /// `cuMemFreeAsync` was called and has not run.
-    pub is_free_queued: bool,
+    pub owner: AllocationOwner,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum AllocationOwner {
+    Program,
+    /// The program gave it back with `cuMemFreeAsync`, which has not run.
+    Queue,
+    /// It is a variable of a module.
+    Module,
 }
 
 #[derive(Clone, Copy)]
@@ -338,7 +346,8 @@ impl State {
         (address.checked_add(bytes)? <= base + pinned.bytes).then_some(*pinned)
     }
 
-    /// Forgets a context and all that lives in it. The caller has waited for its work, or gives it up.
+    /// Forgets a context and all that lives in it. The caller has waited for its work, or gives it
+    /// up.
     pub fn destroy_context(&mut self, context: u64, memories: &[DeviceMemory]) {
         self.queue.cancel(context);
         let addresses: Vec<DevicePtr> = self

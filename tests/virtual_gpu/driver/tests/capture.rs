@@ -1,6 +1,7 @@
 //! Stream capture and graphs.
 #![allow(unsafe_code)]
 
+#[macro_use]
 mod support;
 
 use cudarc::driver::sys::CUresult::{self, *};
@@ -16,15 +17,15 @@ fn begin(gpu: &Gpu, mode: sys::CUstreamCaptureMode) {
 }
 
 fn end(gpu: &Gpu) -> Result<sys::CUgraph, cudarc::driver::DriverError> {
-    unsafe { result::stream::end_capture(gpu.raw()) }
+    raw!({ result::stream::end_capture(gpu.raw()) })
 }
 
 fn instantiate(graph: sys::CUgraph) -> sys::CUgraphExec {
-    unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) }.unwrap()
+    raw!({ result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) }).unwrap()
 }
 
 fn replay(gpu: &Gpu, exec: sys::CUgraphExec) {
-    unsafe { result::graph::launch(exec, gpu.raw()) }.unwrap();
+    raw!({ result::graph::launch(exec, gpu.raw()) }).unwrap();
 }
 
 #[test]
@@ -43,7 +44,7 @@ fn a_graph_replays_with_changed_input() {
         assert_eq!(gpu.download(output, 4), [0; 4]);
         for value in [1.0f32, -3.5, 100.0] {
             let bits = [value.to_bits(); 4];
-            unsafe { result::memcpy_htod_async(input, &bits, gpu.raw()) }.unwrap();
+            raw!({ result::memcpy_htod_async(input, &bits, gpu.raw()) }).unwrap();
             replay(&gpu, exec);
             assert_eq!(gpu.download(output, 4), [(2.0 * value).to_bits(); 4]);
             assert_eq!(gpu.download(input, 4), [(4.0 * value).to_bits(); 4]);
@@ -78,7 +79,7 @@ fn parameters_are_copied_at_capture_and_pointers_read_at_replay() {
         let source = pinned(2);
         let mut amount = Param::U32(10);
         begin(&gpu, GLOBAL);
-        unsafe { result::memcpy_htod_async(x, source, gpu.raw()) }.unwrap();
+        raw!({ result::memcpy_htod_async(x, source, gpu.raw()) }).unwrap();
         let params = [&Param::U64(x), &amount, &Param::U32(2)];
         gpu.launch("add", [1; 3], [2, 1, 1], &params).unwrap();
         let exec = instantiate(end(&gpu).unwrap());
@@ -107,7 +108,7 @@ fn launches_of_one_graph_run_one_after_the_other_and_in_order_with_the_stream() 
         for _ in 0..3 {
             replay(&gpu, exec);
         }
-        unsafe { result::memset_d8_async(x, 0, 4, gpu.raw()) }.unwrap();
+        raw!({ result::memset_d8_async(x, 0, 4, gpu.raw()) }).unwrap();
         replay(&gpu, exec);
         gpu.add_on(gpu.raw(), x, 100, 1).unwrap();
         assert_eq!(gpu.download(x, 1), [103]);
@@ -123,7 +124,7 @@ fn a_fork_that_is_joined_becomes_branches_of_the_graph() {
         let (fork, join) = (gpu.new_event(), gpu.new_event());
         begin(&gpu, GLOBAL);
         gpu.add_on(gpu.raw(), x, 1, 1).unwrap();
-        unsafe {
+        raw!({
             result::event::record(fork, gpu.raw()).unwrap();
             let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
             result::stream::wait_event(side.cu_stream(), fork, flags).unwrap();
@@ -132,10 +133,10 @@ fn a_fork_that_is_joined_becomes_branches_of_the_graph() {
             gpu.add_on(gpu.raw(), x, 1, 1).unwrap();
             result::stream::wait_event(gpu.raw(), join, flags).unwrap();
             result::memcpy_dtod_async(x, y, 4, gpu.raw()).unwrap();
-        }
+        });
         let graph = end(&gpu).unwrap();
         let mut num_nodes = 0;
-        let got = unsafe { sys::cuGraphGetNodes(graph, std::ptr::null_mut(), &mut num_nodes) };
+        let got = raw!({ sys::cuGraphGetNodes(graph, std::ptr::null_mut(), &mut num_nodes) });
         assert_eq!((got, num_nodes), (CUDA_SUCCESS, 4));
         let exec = instantiate(graph);
         for round in 1..=8 {
@@ -153,21 +154,21 @@ fn a_fork_that_is_not_joined_fails_the_capture() {
         let x = gpu.upload(&[0]);
         let fork = gpu.new_event();
         begin(&gpu, GLOBAL);
-        unsafe {
+        raw!({
             result::event::record(fork, gpu.raw()).unwrap();
             let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
             result::stream::wait_event(side.cu_stream(), fork, flags).unwrap();
-        }
+        });
         gpu.add_on(side.cu_stream(), x, 5, 1).unwrap();
-        let ended_on_the_fork = unsafe { result::stream::end_capture(side.cu_stream()) };
+        let ended_on_the_fork = raw!({ result::stream::end_capture(side.cu_stream()) });
         assert_eq!(code(ended_on_the_fork), CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
         assert_eq!(code(end(&gpu)), CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
         begin(&gpu, GLOBAL);
-        unsafe {
+        raw!({
             result::event::record(fork, gpu.raw()).unwrap();
             let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
             result::stream::wait_event(side.cu_stream(), fork, flags).unwrap();
-        }
+        });
         gpu.add_on(side.cu_stream(), x, 5, 1).unwrap();
         assert_eq!(code(end(&gpu)), CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
         // Both streams are free again.
@@ -198,7 +199,7 @@ fn waiting_and_asking_during_a_capture_are_refused() {
         let other = gpu.context.new_stream().unwrap();
         let event = gpu.new_event();
         let unsupported = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-        unsafe {
+        raw!({
             breaks_capture(&gpu, unsupported, || sys::cuStreamSynchronize(gpu.raw()));
             breaks_capture(&gpu, unsupported, || sys::cuStreamQuery(gpu.raw()));
             breaks_capture(&gpu, unsupported, || sys::cuStreamSynchronize(other.cu_stream()));
@@ -209,7 +210,7 @@ fn waiting_and_asking_during_a_capture_are_refused() {
                 result::event::record(event, gpu.raw()).unwrap();
                 sys::cuEventQuery(event)
             });
-        }
+        });
     })
     .said("cuStreamSynchronize refused: the stream is capturing");
 }
@@ -221,7 +222,7 @@ fn allocating_and_loading_during_a_capture_are_refused() {
         let unsupported = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
         let device = gpu.upload(&[0]);
         let host = pinned(1).as_mut_ptr();
-        unsafe {
+        raw!({
             breaks_capture(&gpu, unsupported, || code(result::malloc_sync(16)));
             breaks_capture(&gpu, unsupported, || code(result::free_sync(device)));
             breaks_capture(&gpu, unsupported, || code(result::malloc_host(16, 0)));
@@ -232,7 +233,7 @@ fn allocating_and_loading_during_a_capture_are_refused() {
             breaks_capture(&gpu, unsupported, || {
                 code(support::load(include_bytes!("data/probe.fatbin")))
             });
-        }
+        });
     })
     .said("cuMemAlloc refused: not permitted while a stream is capturing");
 }
@@ -250,7 +251,7 @@ fn the_legacy_stream_cannot_capture_nor_be_used_beside_a_blocking_capture() {
         begin(&gpu, RELAXED);
         gpu.add_on(legacy.cu_stream(), x, 1, 1).unwrap();
         end(&gpu).unwrap();
-        unsafe {
+        raw!({
             let mut blocking = std::ptr::null_mut();
             assert_eq!(sys::cuStreamCreate(&mut blocking, 0), CUDA_SUCCESS);
             for mode in [GLOBAL, RELAXED] {
@@ -265,7 +266,7 @@ fn the_legacy_stream_cannot_capture_nor_be_used_beside_a_blocking_capture() {
                 let ended = result::stream::end_capture(blocking);
                 assert_eq!(code(ended), CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
             }
-        }
+        })
     });
 }
 
@@ -286,7 +287,7 @@ fn a_capture_cannot_wait_for_an_event_of_outside() {
 fn cudarcs_event_tracking_breaks_captures_as_it_does_on_hardware() {
     on_virtual_gpu("cudarcs_event_tracking_breaks_captures_as_it_does_on_hardware", &[], || {
         let gpu = Gpu::open();
-        unsafe { gpu.context.enable_event_tracking() };
+        raw!({ gpu.context.enable_event_tracking() });
         let other = gpu.context.new_stream().unwrap();
         // Written on another stream: the write is tracked by an event of outside.
         let mut tracked = other.clone_htod(&[1u32, 2]).unwrap();
@@ -306,13 +307,13 @@ fn two_captures_cannot_be_joined() {
         begin(&gpu, GLOBAL);
         other.begin_capture(GLOBAL).unwrap();
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
-        unsafe {
+        raw!({
             result::event::record(event, gpu.raw()).unwrap();
             let merged = result::stream::wait_event(other.cu_stream(), event, flags);
             assert_eq!(code(merged), CUDA_ERROR_STREAM_CAPTURE_MERGE);
             let ended = result::stream::end_capture(other.cu_stream());
             assert_eq!(code(ended), CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
-        }
+        });
         assert_eq!(code(end(&gpu)), CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
     });
 }
@@ -325,7 +326,7 @@ fn the_mode_says_which_threads_a_capture_hinders() {
             std::thread::scope(|scope| {
                 let allocate = || {
                     gpu.context.bind_to_thread().unwrap();
-                    code(unsafe { result::malloc_sync(16) })
+                    code(raw!({ result::malloc_sync(16) }))
                 };
                 scope.spawn(allocate).join().unwrap()
             })
@@ -335,7 +336,7 @@ fn the_mode_says_which_threads_a_capture_hinders() {
         assert_eq!(allocate_elsewhere(), CUDA_SUCCESS);
         end(&gpu).unwrap();
         begin(&gpu, RELAXED);
-        unsafe { result::malloc_sync(16) }.unwrap();
+        raw!({ result::malloc_sync(16) }).unwrap();
         end(&gpu).unwrap();
         // A thread may free itself of the global captures of others.
         begin(&gpu, GLOBAL);
@@ -343,11 +344,11 @@ fn the_mode_says_which_threads_a_capture_hinders() {
             let allocate = || {
                 gpu.context.bind_to_thread().unwrap();
                 let mut mode = RELAXED;
-                unsafe {
+                raw!({
                     let swapped = sys::cuThreadExchangeStreamCaptureMode(&mut mode);
                     assert_eq!((swapped, mode), (CUDA_SUCCESS, GLOBAL));
                     code(result::malloc_sync(16))
-                }
+                })
             };
             scope.spawn(allocate).join().unwrap()
         });
@@ -388,18 +389,18 @@ fn an_instantiated_graph_takes_other_parameters_but_no_other_shape() {
         };
         let exec = instantiate(capture(&[1]));
         replay(&gpu, exec);
-        let mut info: sys::CUgraphExecUpdateResultInfo = unsafe { std::mem::zeroed() };
-        let updated = unsafe { sys::cuGraphExecUpdate_v2(exec, capture(&[10]), &mut info) };
+        let mut info: sys::CUgraphExecUpdateResultInfo = raw!({ std::mem::zeroed() });
+        let updated = raw!({ sys::cuGraphExecUpdate_v2(exec, capture(&[10]), &mut info) });
         assert_eq!(updated, CUDA_SUCCESS);
         replay(&gpu, exec);
         assert_eq!(gpu.download(x, 1), [11]);
-        let refused = unsafe { sys::cuGraphExecUpdate_v2(exec, capture(&[1, 1]), &mut info) };
+        let refused = raw!({ sys::cuGraphExecUpdate_v2(exec, capture(&[1, 1]), &mut info) });
         assert_eq!(refused, CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE);
         // And it is as before.
         replay(&gpu, exec);
         assert_eq!(gpu.download(x, 1), [21]);
         let bad_flags = sys::CUgraphInstantiate_flags(4);
-        let device_launch = unsafe { result::graph::instantiate(capture(&[1]), bad_flags) };
+        let device_launch = raw!({ result::graph::instantiate(capture(&[1]), bad_flags) });
         assert_eq!(code(device_launch), CUDA_ERROR_INVALID_VALUE);
     });
 }
@@ -415,7 +416,7 @@ fn a_kernel_node_takes_other_parameters() {
         let exec = instantiate(graph);
         let (mut node, mut num_nodes) = (std::ptr::null_mut(), 1);
         let (mut address, mut amount, mut n) = (x, 40u32, 1u32);
-        unsafe {
+        raw!({
             assert_eq!(sys::cuGraphGetNodes(graph, &mut node, &mut num_nodes), CUDA_SUCCESS);
             let mut kernel_params =
                 [(&raw mut address).cast(), (&raw mut amount).cast(), (&raw mut n).cast()];
@@ -426,7 +427,7 @@ fn a_kernel_node_takes_other_parameters() {
             params.kernelParams = kernel_params.as_mut_ptr();
             let set = sys::cuGraphExecKernelNodeSetParams_v2(exec, node, &params);
             assert_eq!(set, CUDA_SUCCESS);
-        }
+        });
         replay(&gpu, exec);
         assert_eq!(gpu.download(x, 1), [40]);
     });
@@ -441,7 +442,7 @@ fn a_graph_launched_in_a_capture_becomes_part_of_it() {
         gpu.add_on(gpu.raw(), x, 1, 1).unwrap();
         let inner = instantiate(end(&gpu).unwrap());
         begin(&gpu, GLOBAL);
-        unsafe { result::memset_d8_async(x, 0, 4, gpu.raw()) }.unwrap();
+        raw!({ result::memset_d8_async(x, 0, 4, gpu.raw()) }).unwrap();
         replay(&gpu, inner);
         replay(&gpu, inner);
         let outer = instantiate(end(&gpu).unwrap());

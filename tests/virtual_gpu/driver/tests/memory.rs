@@ -1,6 +1,7 @@
 //! Devices, memory and copies.
 #![allow(unsafe_code)]
 
+#[macro_use]
 mod support;
 
 use cudarc::driver::sys::CUresult::*;
@@ -63,11 +64,11 @@ fn memory_is_counted_and_ends() {
         let gpu = Gpu::open();
         let (free, total) = gpu.context.mem_get_info().unwrap();
         assert_eq!((free, total), (1 << 20, 1 << 20));
-        let half = unsafe { result::malloc_sync(1 << 19) }.unwrap();
+        let half = raw!({ result::malloc_sync(1 << 19) }).unwrap();
         assert_eq!(gpu.context.mem_get_info().unwrap().0, 1 << 19);
-        let too_much = unsafe { result::malloc_sync((1 << 19) + 1) };
+        let too_much = raw!({ result::malloc_sync((1 << 19) + 1) });
         assert_eq!(code(too_much), CUDA_ERROR_OUT_OF_MEMORY);
-        unsafe { result::free_sync(half) }.unwrap();
+        raw!({ result::free_sync(half) }).unwrap();
         assert_eq!(gpu.context.mem_get_info().unwrap().0, 1 << 20);
         // The error was none of the context's: it still works.
         assert_eq!(gpu.download(gpu.upload(&[7]), 1), [7]);
@@ -82,11 +83,11 @@ fn memory_freed_in_stream_order_can_be_had_again() {
         || {
             let gpu = Gpu::open();
             for _ in 0..4 {
-                unsafe {
+                raw!({
                     let most = result::malloc_async(gpu.raw(), 3 << 18).unwrap();
                     result::free_async(most, gpu.raw()).unwrap();
                     assert_eq!(code(result::free_async(most, gpu.raw())), CUDA_ERROR_INVALID_VALUE);
-                }
+                });
             }
         },
     )
@@ -100,11 +101,11 @@ fn the_nth_allocation_fails_when_told_to() {
         &[("VIRTUAL_GPU_FAULT", "alloc:2")],
         || {
             let _gpu = Gpu::open();
-            unsafe {
+            raw!({
                 result::malloc_sync(16).unwrap();
                 assert_eq!(code(result::malloc_sync(16)), CUDA_ERROR_OUT_OF_MEMORY);
                 result::malloc_sync(16).unwrap();
-            }
+            });
         },
     )
     .said("injected fault: allocation");
@@ -115,12 +116,12 @@ fn freeing_what_is_no_allocation_is_refused() {
     on_virtual_gpu("freeing_what_is_no_allocation_is_refused", &[], || {
         let gpu = Gpu::open();
         let address = gpu.upload(&[1, 2, 3, 4]);
-        unsafe {
+        raw!({
             assert_eq!(code(result::free_sync(address + 4)), CUDA_ERROR_INVALID_VALUE);
             assert_eq!(code(result::free_sync(0x1234)), CUDA_ERROR_INVALID_VALUE);
             result::free_sync(address).unwrap();
             assert_eq!(code(result::free_sync(address)), CUDA_ERROR_INVALID_VALUE);
-        }
+        });
     })
     .said("is not the start of a live allocation");
 }
@@ -131,14 +132,14 @@ fn copies_and_fills_past_the_end_of_an_allocation_are_refused() {
         let gpu = Gpu::open();
         let address = gpu.upload(&[1, 2, 3, 4]);
         let mut values = [0u32; 5];
-        unsafe {
+        raw!({
             let read = result::memcpy_dtoh_async(&mut values, address, gpu.raw());
             assert_eq!(code(read), CUDA_ERROR_INVALID_VALUE);
             let write = result::memcpy_htod_async(address + 4, &values[..4], gpu.raw());
             assert_eq!(code(write), CUDA_ERROR_INVALID_VALUE);
             let fill = result::memset_d8_async(address, 0, 17, gpu.raw());
             assert_eq!(code(fill), CUDA_ERROR_INVALID_VALUE);
-        }
+        });
     })
     .said("20 bytes at");
 }
@@ -150,7 +151,7 @@ fn a_pinned_source_is_read_when_the_copy_runs() {
         let device = gpu.upload(&[0]);
         let source = pinned(1);
         source[0] = 1;
-        unsafe { result::memcpy_htod_async(device, source, gpu.raw()) }.unwrap();
+        raw!({ result::memcpy_htod_async(device, source, gpu.raw()) }).unwrap();
         // Too early: the copy has not run.
         source[0] = 2;
         assert_eq!(gpu.download(device, 1), [2]);
@@ -164,19 +165,19 @@ fn a_registered_source_is_read_when_the_copy_runs() {
         let device = gpu.upload(&[0]);
         let mut source = vec![1u32];
         let address = source.as_mut_ptr().cast();
-        unsafe {
+        raw!({
             assert_eq!(sys::cuMemHostRegister_v2(address, 4, 0), CUDA_SUCCESS);
             let again = sys::cuMemHostRegister_v2(address, 4, 0);
             assert_eq!(again, CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED);
             result::memcpy_htod_async(device, &source, gpu.raw()).unwrap();
-        }
+        });
         source[0] = 2;
         assert_eq!(gpu.download(device, 1), [2]);
-        unsafe {
+        raw!({
             assert_eq!(sys::cuMemHostUnregister(address), CUDA_SUCCESS);
             let again = sys::cuMemHostUnregister(address);
             assert_eq!(again, CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED);
-        }
+        });
     });
 }
 
@@ -186,7 +187,7 @@ fn a_pageable_source_is_staged_at_the_call() {
         let gpu = Gpu::open();
         let device = gpu.upload(&[0]);
         let mut source = [1u32];
-        unsafe { result::memcpy_htod_async(device, &source, gpu.raw()) }.unwrap();
+        raw!({ result::memcpy_htod_async(device, &source, gpu.raw()) }).unwrap();
         source[0] = 2;
         assert_eq!(gpu.download(device, 1), [1]);
         assert_eq!(source, [2]);
@@ -199,7 +200,7 @@ fn a_pinned_target_holds_poison_until_the_stream_is_waited_for() {
         let gpu = Gpu::open();
         let device = gpu.upload(&[5, 6]);
         let target = pinned(2);
-        unsafe { result::memcpy_dtoh_async(target, device, gpu.raw()) }.unwrap();
+        raw!({ result::memcpy_dtoh_async(target, device, gpu.raw()) }).unwrap();
         support::a_moment();
         assert_eq!(target, [0xEEEE_EEEE; 2]);
         gpu.stream.synchronize().unwrap();
@@ -214,12 +215,12 @@ fn pinned_memory_is_waited_for_before_it_is_freed() {
         let device = gpu.upload(&[0]);
         let source = pinned(1);
         source[0] = 9;
-        unsafe {
+        raw!({
             result::memcpy_htod_async(device, source, gpu.raw()).unwrap();
             result::free_host(source.as_mut_ptr().cast()).unwrap();
             let again = result::free_host(source.as_mut_ptr().cast());
             assert_eq!(code(again), CUDA_ERROR_INVALID_VALUE);
-        }
+        });
         assert_eq!(gpu.download(device, 1), [9]);
     });
 }
@@ -229,7 +230,7 @@ fn fills_of_each_width_and_of_rows() {
     on_virtual_gpu("fills_of_each_width_and_of_rows", &[], || {
         let gpu = Gpu::open();
         let device = gpu.upload(&[0; 6]);
-        unsafe {
+        raw!({
             assert_eq!(sys::cuMemsetD32Async(device, 0x0102_0304, 2, gpu.raw()), CUDA_SUCCESS);
             assert_eq!(sys::cuMemsetD16Async(device + 8, 0x0506, 2, gpu.raw()), CUDA_SUCCESS);
             assert_eq!(sys::cuMemsetD8Async(device + 12, 7, 4, gpu.raw()), CUDA_SUCCESS);
@@ -237,7 +238,7 @@ fn fills_of_each_width_and_of_rows() {
             assert_eq!(sys::cuMemsetD2D8Async(device + 16, 4, 9, 1, 2, gpu.raw()), CUDA_SUCCESS);
             let odd = sys::cuMemsetD32Async(device + 2, 0, 1, gpu.raw());
             assert_eq!(odd, CUDA_ERROR_INVALID_VALUE);
-        }
+        });
         let expected = [0x0102_0304, 0x0102_0304, 0x0506_0506, 0x0707_0707, 9, 9];
         assert_eq!(gpu.download(device, 6), expected);
     });
@@ -251,7 +252,7 @@ fn copies_between_devices_work_without_peer_access() {
         let from = first.upload(&[11, 12]);
         let second = Gpu::open_device(1);
         let to = second.upload(&[0, 0]);
-        unsafe {
+        raw!({
             let (to_context, from_context) = (second.context.cu_ctx(), first.context.cu_ctx());
             result::memcpy_peer_async(to_context, to, from_context, from, 8, second.raw()).unwrap();
             assert_eq!(second.download(to, 2), [11, 12]);
@@ -264,7 +265,7 @@ fn copies_between_devices_work_without_peer_access() {
             assert_eq!(can, 0);
             let enabled = sys::cuCtxEnablePeerAccess(first.context.cu_ctx(), 0);
             assert_eq!(enabled, CUDA_ERROR_PEER_ACCESS_UNSUPPORTED);
-        }
+        });
         // Each device has addresses of its own.
         assert_ne!(to >> 40, from >> 40);
     });

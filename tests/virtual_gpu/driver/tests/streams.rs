@@ -1,6 +1,7 @@
 //! What is ordered with what, and who runs it.
 #![allow(unsafe_code)]
 
+#[macro_use]
 mod support;
 
 use cudarc::driver::sys::CUresult::*;
@@ -11,12 +12,12 @@ use std::time::{Duration, Instant};
 use support::{Gpu, code, on_virtual_gpu, pinned};
 
 fn fill(address: u64, value: u32, stream: sys::CUstream) {
-    assert_eq!(unsafe { sys::cuMemsetD32Async(address, value, 1, stream) }, CUDA_SUCCESS);
+    assert_eq!(raw!({ sys::cuMemsetD32Async(address, value, 1, stream) }), CUDA_SUCCESS);
 }
 
 fn new_stream(flags: sys::CUstream_flags) -> sys::CUstream {
     let mut stream = std::ptr::null_mut();
-    assert_eq!(unsafe { sys::cuStreamCreate(&mut stream, flags as u32) }, CUDA_SUCCESS);
+    assert_eq!(raw!({ sys::cuStreamCreate(&mut stream, flags as u32) }), CUDA_SUCCESS);
     stream
 }
 
@@ -129,7 +130,7 @@ fn waiting_for_one_stream_runs_that_stream() {
         let device = gpu.upload(&[0]);
         let target = pinned(1);
         fill(device, 8, gpu.raw());
-        unsafe { result::memcpy_dtoh_async(target, device, gpu.raw()) }.unwrap();
+        raw!({ result::memcpy_dtoh_async(target, device, gpu.raw()) }).unwrap();
         let event = gpu.stream.record_event(None).unwrap();
         fill(device, 9, gpu.raw());
         event.synchronize().unwrap();
@@ -150,9 +151,9 @@ fn a_program_that_only_asks_gets_on() {
         let questions = (1..100).find(|_| event.is_complete());
         assert!(questions.is_some_and(|questions| questions > 1), "{questions:?}");
         fill(device, 1, gpu.raw());
-        assert_eq!(unsafe { sys::cuStreamQuery(gpu.raw()) }, CUDA_SUCCESS);
+        assert_eq!(raw!({ sys::cuStreamQuery(gpu.raw()) }), CUDA_SUCCESS);
         // An event that was never recorded has happened.
-        assert_eq!(unsafe { sys::cuEventQuery(gpu.new_event()) }, CUDA_SUCCESS);
+        assert_eq!(raw!({ sys::cuEventQuery(gpu.new_event()) }), CUDA_SUCCESS);
     });
 }
 
@@ -162,7 +163,7 @@ fn elapsed_time_needs_two_events_with_clocks_that_have_happened() {
         let gpu = Gpu::open();
         let (start, end) = (gpu.new_event(), gpu.new_event());
         let mut ms = -1.0;
-        unsafe {
+        raw!({
             assert_eq!(sys::cuEventElapsedTime_v2(&mut ms, start, end), CUDA_ERROR_INVALID_HANDLE);
             result::event::record(start, gpu.raw()).unwrap();
             fill(gpu.upload(&[0]), 1, gpu.raw());
@@ -177,7 +178,7 @@ fn elapsed_time_needs_two_events_with_clocks_that_have_happened() {
             gpu.stream.synchronize().unwrap();
             let elapsed = sys::cuEventElapsedTime_v2(&mut ms, start, without_clock);
             assert_eq!(elapsed, CUDA_ERROR_INVALID_HANDLE);
-        }
+        });
     });
 }
 
@@ -189,7 +190,7 @@ unsafe extern "C" fn host_function(data: *mut c_void) {
 
 unsafe extern "C" fn host_function_that_calls_the_driver(_data: *mut c_void) {
     let mut count = 0;
-    let code = unsafe { sys::cuDeviceGetCount(&mut count) };
+    let code = raw!({ sys::cuDeviceGetCount(&mut count) });
     CALLED.store(code as u32, Ordering::Release);
 }
 
@@ -199,7 +200,7 @@ fn a_host_function_runs_in_order_and_also_if_nobody_waits() {
         let gpu = Gpu::open();
         let launch = |data: usize| {
             let data = data as *mut c_void;
-            let code = unsafe { sys::cuLaunchHostFunc(gpu.raw(), Some(host_function), data) };
+            let code = raw!({ sys::cuLaunchHostFunc(gpu.raw(), Some(host_function), data) });
             assert_eq!(code, CUDA_SUCCESS);
         };
         launch(7);
@@ -220,7 +221,7 @@ fn a_host_function_may_not_call_the_driver() {
     on_virtual_gpu("a_host_function_may_not_call_the_driver", &[], || {
         let gpu = Gpu::open();
         let function = Some(host_function_that_calls_the_driver as _);
-        let code = unsafe { sys::cuLaunchHostFunc(gpu.raw(), function, std::ptr::null_mut()) };
+        let code = raw!({ sys::cuLaunchHostFunc(gpu.raw(), function, std::ptr::null_mut()) });
         assert_eq!(code, CUDA_SUCCESS);
         gpu.stream.synchronize().unwrap();
         assert_eq!(CALLED.load(Ordering::Acquire), CUDA_ERROR_NOT_PERMITTED as u32);
@@ -235,10 +236,10 @@ fn work_of_a_destroyed_stream_still_runs() {
         let device = gpu.upload(&[0]);
         let stream = new_stream(sys::CUstream_flags::CU_STREAM_NON_BLOCKING);
         fill(device, 4, stream);
-        unsafe {
+        raw!({
             result::stream::destroy(stream).unwrap();
             assert_eq!(code(result::stream::synchronize(stream)), CUDA_ERROR_INVALID_HANDLE);
-        }
+        });
         gpu.context.synchronize().unwrap();
         assert_eq!(gpu.download(device, 1), [4]);
     });
@@ -252,7 +253,7 @@ fn each_thread_has_a_default_stream_of_its_own() {
             gpu.context.bind_to_thread().unwrap();
             let mut id = 0;
             let stream = gpu.context.per_thread_stream();
-            assert_eq!(unsafe { sys::cuStreamGetId(stream.cu_stream(), &mut id) }, CUDA_SUCCESS);
+            assert_eq!(raw!({ sys::cuStreamGetId(stream.cu_stream(), &mut id) }), CUDA_SUCCESS);
             id
         };
         let there = std::thread::scope(|scope| scope.spawn(id_here).join().unwrap());
@@ -265,11 +266,11 @@ fn each_thread_has_a_default_stream_of_its_own() {
 fn calls_without_a_context_or_before_init_are_refused() {
     on_virtual_gpu("calls_without_a_context_or_before_init_are_refused", &[], || {
         let mut count = 0;
-        unsafe {
+        raw!({
             assert_eq!(sys::cuDeviceGetCount(&mut count), CUDA_ERROR_NOT_INITIALIZED);
             result::init().unwrap();
             assert_eq!(sys::cuDeviceGetCount(&mut count), CUDA_SUCCESS);
             assert_eq!(code(result::malloc_sync(16)), CUDA_ERROR_INVALID_CONTEXT);
-        }
+        });
     });
 }

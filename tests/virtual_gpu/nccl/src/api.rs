@@ -21,8 +21,8 @@ macro_rules! nccl_api {
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($arg: $ty),*) -> Code {
             #[allow(unused_unsafe)]
-            // SAFETY: the caller keeps the contract of the NCCL API: pointers are valid or null, and null is
-            // refused.
+            // SAFETY: the caller keeps the contract of the NCCL API: pointers are valid or null,
+            // and null is refused.
             let body = || -> Result<()> { unsafe { $body } };
             body().err().unwrap_or(Code::SUCCESS)
         }
@@ -209,7 +209,8 @@ pub fn set_last_error(text: &str) {
 
 const ID_MARK: u64 = u64::from_le_bytes(*b"vgpunccl");
 
-/// Errors: `INVALID_ARGUMENT` for an id of something else, `SYSTEM_ERROR` for one of another process.
+/// Errors: `INVALID_ARGUMENT` for an id of something else, `SYSTEM_ERROR` for one of another
+/// process.
 pub fn check_id(id: &[u8; 128]) -> Result<()> {
     let word = |at: usize| u64::from_le_bytes(id[at..at + 8].try_into().expect("8 bytes"));
     if word(0) != ID_MARK {

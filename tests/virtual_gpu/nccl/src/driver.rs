@@ -32,13 +32,14 @@ fn functions() -> Result<&'static Functions> {
         Some(functions) => Ok(functions),
         None => refuse(
             Code::SYSTEM_ERROR,
-            "libcuda.so.1 of this process is not the Virtual GPU's; this libnccl.so.2 works with it only",
+            "libcuda.so.1 is not the Virtual GPU's; this libnccl.so.2 works with that one only",
         ),
     }
 }
 
 fn find() -> Option<Functions> {
-    // SAFETY: the name ends with zero; the library is that of the driver beside us, or refused below.
+    // SAFETY: the name ends with zero; the library is that of the driver beside us, or refused
+    // below.
     let library = unsafe { libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW) };
     if library.is_null() {
         return None;

@@ -133,7 +133,8 @@ impl Table {
     }
 }
 
-/// Errors: `SYSTEM_ERROR` after `VIRTUAL_GPU_NCCL_TIMEOUT_S`; without it, waits for ever as the real library does.
+/// Errors: `SYSTEM_ERROR` after `VIRTUAL_GPU_NCCL_TIMEOUT_S`; without it, waits for ever as the
+/// real library does.
 fn wait_for_all(clique: &Clique) -> Result<()> {
     let since = Instant::now();
     let mut is_reported = false;
@@ -164,8 +165,8 @@ pub fn start() {
     GROUP.with_borrow_mut(|group| group.depth += 1);
 }
 
-/// Ends a group; the outermost end enqueues the calls: those of one communicator and stream as one operation, so
-/// that a send and a receive do not wait for each other.
+/// Ends a group; the outermost end enqueues the calls: those of one communicator and stream as one
+/// operation, so that a send and a receive do not wait for each other.
 pub fn end() -> Result<()> {
     let group = GROUP.with_borrow_mut(|group| {
         if group.depth == 0 {
@@ -191,8 +192,8 @@ pub fn end() -> Result<()> {
 
 /// Checks a call and enqueues it, at once or at the end of the group.
 ///
-/// Errors: the communicator's asynchronous error; `INVALID_ARGUMENT` for a buffer that is no live memory of the
-/// rank's device, or a root or peer that is no rank.
+/// Errors: the communicator's asynchronous error; `INVALID_ARGUMENT` for a buffer that is no live
+/// memory of the rank's device, or a root or peer that is no rank.
 pub fn submit(handle: u64, stream: u64, call: Call) -> Result<()> {
     let comm = find(handle)?;
     if let Some(error) = comm.clique.lock().async_errors[comm.rank] {

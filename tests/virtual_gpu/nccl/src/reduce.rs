@@ -1,4 +1,5 @@
-//! Element types and reductions. Values are combined in rank order, each step rounded to the element type.
+//! Element types and reductions. Values are combined in rank order, each step rounded to the
+//! element type.
 
 use crate::abi::{Code, Result, refuse};
 use half::{bf16, f16};

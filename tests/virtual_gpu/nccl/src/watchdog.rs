@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// `VIRTUAL_GPU_NCCL_TIMEOUT_S`; none means that a collective waits for ever, as with the real library.
+/// `VIRTUAL_GPU_NCCL_TIMEOUT_S`; none means that a collective waits for ever, as with the real
+/// library.
 pub fn timeout() -> Option<Duration> {
     static TIMEOUT: OnceLock<Option<Duration>> = OnceLock::new();
     *TIMEOUT.get_or_init(|| {

@@ -8,7 +8,8 @@ use crate::counters::{Counters, INST_CLASSES, Wavefronts};
 use crate::memory::POISON;
 use crate::ptx::decode::Special;
 
-/// A warp that runs this long without a barrier lets the others run, or a spin lock would never end.
+/// A warp that runs this long without a barrier lets the others run, or a spin lock would never
+/// end.
 const BURST_MAX: u64 = 1 << 16;
 
 /// SplitMix64.

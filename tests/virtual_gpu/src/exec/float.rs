@@ -1,7 +1,8 @@
 //! Numbers: rounding, half formats, conversions, and the functions that the hardware approximates.
 //!
-//! Approximate instructions (`ex2.approx`, `rcp.approx`, ...) are computed to f32 accuracy here; hardware errs by
-//! up to 2 ulp. So agreement to the last bit with hardware is not claimed for them.
+//! Approximate instructions (`ex2.approx`, `rcp.approx`, ...) are computed to f32 accuracy here;
+//! hardware errs by up to 2 ulp. So agreement to the last bit with hardware is not claimed for
+//! them.
 
 use crate::ptx::decode::{Compare, FloatMode, FloatOp, FloatUnary, Round, Ty};
 
@@ -55,12 +56,12 @@ pub fn f32_to_bf16(x: f32) -> u16 {
 }
 
 #[inline(always)]
-pub fn half_to_f32(bf16: bool, h: u16) -> f32 {
+pub(super) fn half_to_f32(bf16: bool, h: u16) -> f32 {
     if bf16 { bf16_to_f32(h) } else { f16_to_f32(h) }
 }
 
 #[inline(always)]
-pub fn f32_to_half(bf16: bool, x: f32) -> u16 {
+pub(super) fn f32_to_half(bf16: bool, x: f32) -> u16 {
     if bf16 { f32_to_bf16(x) } else { f32_to_f16(x) }
 }
 
@@ -75,7 +76,7 @@ fn f64_to_half(bf16: bool, x: f64) -> u16 {
 }
 
 /// Rounds towards zero.
-pub fn f32_to_half_rz(bf16: bool, x: f32) -> u16 {
+pub(super) fn f32_to_half_rz(bf16: bool, x: f32) -> u16 {
     if x.is_nan() {
         return 0x7FFF;
     }
@@ -317,9 +318,9 @@ pub fn unary_f64(op: FloatUnary, x: f64) -> f64 {
     }
 }
 
-/// One half-precision result of an f32 operation; rounding twice is harmless for + - * /, since f32 has more than
-/// twice the bits plus two (Figueroa, "When is double rounding innocuous?", 1995).
-pub fn binary_half(op: FloatOp, bf16: bool, mode: FloatMode, a: u16, b: u16) -> u16 {
+/// One half-precision result of an f32 operation; rounding twice is harmless for + - * /, since f32
+/// has more than twice the bits plus two (Figueroa, "When is double rounding innocuous?", 1995).
+pub(super) fn binary_half(op: FloatOp, bf16: bool, mode: FloatMode, a: u16, b: u16) -> u16 {
     match op {
         FloatOp::Copysign => return (a & 0x7FFF) | (b & 0x8000),
         FloatOp::Min | FloatOp::Max | FloatOp::MinNan | FloatOp::MaxNan => {
@@ -342,7 +343,7 @@ fn finish_half(x: f32, mode: FloatMode) -> f32 {
 }
 
 /// The product is exact in f64 and so is nearly every sum.
-pub fn fma_half(bf16: bool, mode: FloatMode, a: u16, b: u16, c: u16) -> u16 {
+pub(super) fn fma_half(bf16: bool, mode: FloatMode, a: u16, b: u16, c: u16) -> u16 {
     let [x, y, z] = [a, b, c].map(|h| half_to_f32(bf16, h) as f64);
     let sum = f64_to_half(bf16, x * y + z);
     if mode.relu || mode.sat {
@@ -351,7 +352,7 @@ pub fn fma_half(bf16: bool, mode: FloatMode, a: u16, b: u16, c: u16) -> u16 {
     sum
 }
 
-pub fn unary_half(op: FloatUnary, bf16: bool, a: u16) -> u16 {
+pub(super) fn unary_half(op: FloatUnary, bf16: bool, a: u16) -> u16 {
     match op {
         FloatUnary::Neg => a ^ 0x8000,
         FloatUnary::Abs => a & 0x7FFF,

@@ -6,7 +6,7 @@ use super::Env;
 use super::block::{BlockState, Tally};
 use super::float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::shadow::{Actor, MANY_LANES, Touch, lanes};
-use super::warp::{Checked, Fault, Warp};
+use super::warp::{Checked, Fault, Warp, mask_of};
 use crate::checks::CheckKind;
 use crate::memory::{POISON, find};
 use crate::ptx::decode::*;
@@ -42,7 +42,8 @@ fn fault<T>(kind: CheckKind, lane: usize, address: u64, message: impl Into<Strin
     Err(Box::new(Fault::new(kind, Some(lane as u32), Some(address), message.into())))
 }
 
-/// The passes that shared memory needs for the words that lanes of one group touch: 32 banks of 4 bytes.
+/// The passes that shared memory needs for the words that lanes of one group touch: 32 banks of 4
+/// bytes.
 fn passes(words: &mut [u32]) -> (u64, u64) {
     words.sort_unstable();
     let mut per_bank = [0u8; 32];
@@ -113,7 +114,7 @@ fn count_global(tally: &mut Tally, addresses: &Addresses, m: u32, bytes: u32) {
 
 impl Warp {
     #[inline(always)]
-    pub fn addresses(&self, row: u32, wide: bool, offset: i32) -> Addresses {
+    pub(super) fn addresses(&self, row: u32, wide: bool, offset: i32) -> Addresses {
         let mut out = [0u64; 32];
         if wide {
             let base = self.load::<u64>(row);
@@ -306,7 +307,8 @@ impl Warp {
         Ok(out)
     }
 
-    /// Initcheck, synccheck and racecheck of one access to shared memory. `actor` is None for a collective access.
+    /// Initcheck, synccheck and racecheck of one access to shared memory. `actor` is None for a
+    /// collective access.
     pub fn check_shared(
         &mut self,
         state: &mut BlockState,
@@ -328,7 +330,7 @@ impl Warp {
                 lane,
                 offset as u64 + k as u64,
                 format!(
-                    "{what} of shared bytes to which an asynchronous copy is in flight; a wait is missing"
+                    "{what} of bytes to which an asynchronous copy is in flight; a wait is missing"
                 ),
             );
         }
@@ -451,7 +453,8 @@ impl Warp {
         for part in 0..mem.count as usize {
             let row = lists[part];
             let at = part * mem.width as usize;
-            // SAFETY: `resolve` checked `bytes` bytes behind the pointer of every lane of `m`, and their alignment.
+            // SAFETY: `resolve` checked `bytes` bytes behind the pointer of every lane of `m`, and
+            // their alignment.
             unsafe {
                 match (mem.width, mem.wide_data) {
                     (4, false) => self.gather::<u32, u32>(row, &pointers, at, m, |x| x),
@@ -531,8 +534,8 @@ impl Warp {
             let row = self.row(lists[part]);
             for lane in lanes(m) {
                 let pointer = pointers[lane].wrapping_add(at);
-                // SAFETY: `resolve` checked the pointers of the lanes of `m`; the low bytes of a wider register
-                // are the value, since the machine is little endian.
+                // SAFETY: `resolve` checked the pointers of the lanes of `m`; the low bytes of a
+                // wider register are the value, since the machine is little endian.
                 unsafe {
                     let wide = if mem.wide_data {
                         *row.cast::<u64>().add(lane)
@@ -551,7 +554,7 @@ impl Warp {
         Ok(())
     }
 
-    pub fn load_param(
+    pub(super) fn load_param(
         &mut self,
         env: &Env,
         i: &Inst,
@@ -581,7 +584,7 @@ impl Warp {
     }
 
     #[allow(clippy::too_many_arguments)]
-    pub fn atomic(
+    pub(super) fn atomic(
         &mut self,
         state: &mut BlockState,
         i: &Inst,
@@ -606,7 +609,8 @@ impl Warp {
             let c = if op == AtomOp::Cas { read(self, i.c, lane) } else { 0 };
             let next = |value: u64| atomic_next(op, ty, value, b, c);
             let pointer = pointers[lane];
-            // SAFETY: `resolve` checked bounds and alignment; other host threads access the bytes atomically too.
+            // SAFETY: `resolve` checked bounds and alignment; other host threads access the bytes
+            // atomically too.
             old[lane] = unsafe {
                 match bytes {
                     8 => AtomicU64::from_ptr(pointer.cast())
@@ -629,7 +633,11 @@ impl Warp {
             if wide {
                 self.store(i.d, old, m);
             } else {
-                self.store(i.d, old.map(|x| x as u32), m);
+                let mut low = [0; 32];
+                for lane in 0..32 {
+                    low[lane] = old[lane] as u32;
+                }
+                self.store(i.d, low, m);
             }
         }
         Ok(())
@@ -649,21 +657,20 @@ impl Warp {
         let [to, from] = places.map(|(row, wide, offset)| self.addresses(row, wide, offset));
         let sizes = if size_row == NONE { [bytes; 32] } else { self.load::<u32>(size_row) };
         let mut from_bytes = [0u8; 32];
-        let mut reading = 0;
-        for lane in lanes(m) {
-            if sizes[lane] > bytes {
-                let message = format!("source size {} of a copy of {bytes} bytes", sizes[lane]);
-                return fault(CheckKind::Memcheck, lane, from[lane], message);
-            }
-            if ignored >> lane & 1 == 0 {
-                from_bytes[lane] = sizes[lane] as u8;
-                reading |= ((sizes[lane] > 0) as u32) << lane;
-            }
+        let too_large = mask_of(|lane| sizes[lane] > bytes) & m & !ignored;
+        if too_large != 0 {
+            let lane = too_large.trailing_zeros() as usize;
+            let message = format!("source size {} of a copy of {bytes} bytes", sizes[lane]);
+            return fault(CheckKind::Memcheck, lane, from[lane], message);
         }
+        for lane in 0..32 {
+            from_bytes[lane] = if ignored >> lane & 1 == 0 { sizes[lane] as u8 } else { 0 };
+        }
+        let reading = mask_of(|lane| from_bytes[lane] > 0) & m;
         let sources = self.async_sources(state, pc, &from, &from_bytes, reading, bytes)?;
         let pointers = self.resolve(state, pc, Space::Shared, &to, m, bytes, Touch::Write)?;
         let poison = state.env.config.checks.memcheck;
-        for lane in lanes(m) {
+        for lane in lanes(if poison || !state.shared.in_flight.is_empty() { m } else { 0 }) {
             if poison {
                 // SAFETY: `resolve` checked the destination.
                 unsafe { pointers[lane].write_bytes(POISON, bytes as usize) };
@@ -676,13 +683,14 @@ impl Warp {
         let mut left = m;
         while left != 0 {
             let group = self.committed[left.trailing_zeros() as usize];
-            let mut together = 0;
-            for lane in lanes(left) {
-                together |= ((self.committed[lane] == group) as u32) << lane;
-            }
+            let together = mask_of(|lane| self.committed[lane] == group) & left;
             left &= !together;
-            let to = to.map(|a| a as u32);
-            self.copies.push(AsyncCopy {
+            let mut low = [0; 32];
+            for lane in 0..32 {
+                low[lane] = to[lane] as u32;
+            }
+            let to = low;
+            self.copies.push_back(AsyncCopy {
                 group,
                 lanes: together,
                 bytes,
@@ -695,7 +703,7 @@ impl Warp {
         }
         // One time in four the data is there at once.
         if state.env.config.seed != 0 && state.rng.below(4) == 0 {
-            let copy = self.copies.last_mut().expect("just pushed");
+            let copy = self.copies.back_mut().expect("just pushed");
             deliver(state.shared.host(), copy, copy.lanes);
             copy.arrived = true;
         }
@@ -715,12 +723,9 @@ impl Warp {
         if reading == 0 {
             return Ok(sources);
         }
-        let mut whole = 0;
-        for lane in lanes(reading) {
-            whole |= ((from_bytes[lane] as u32 == bytes) as u32) << lane;
-        }
+        let whole = mask_of(|lane| from_bytes[lane] as u32 == bytes) & reading;
         if whole != 0 {
-            sources = self.resolve(state, pc, Space::Generic, from, whole, bytes, Touch::Read)?;
+            sources = self.resolve(state, pc, Space::Global, from, whole, bytes, Touch::Read)?;
         }
         // A short source: alignment is that of the whole copy, the bytes read are fewer.
         for lane in lanes(reading & !whole) {
@@ -730,24 +735,26 @@ impl Warp {
             for k in (0..from_bytes[lane] as u64).rev() {
                 let mut one = [0; 32];
                 one[lane] = from[lane] + k;
-                let p = self.resolve(state, pc, Space::Generic, &one, 1 << lane, 1, Touch::Read)?;
+                let p = self.resolve(state, pc, Space::Global, &one, 1 << lane, 1, Touch::Read)?;
                 sources[lane] = p[lane];
             }
         }
         Ok(sources)
     }
 
-    pub fn cp_wait(&mut self, state: &mut BlockState, m: u32, all: bool, groups: u32) {
-        let mut limit = [0u32; 32];
-        for lane in lanes(m) {
-            limit[lane] = if all { u32::MAX } else { self.committed[lane].saturating_sub(groups) };
+    pub(super) fn cp_wait(&mut self, state: &mut BlockState, m: u32, all: bool, groups: u32) {
+        if self.copies.is_empty() {
+            return;
+        }
+        let mut limit = [u32::MAX; 32];
+        if !all {
+            for lane in 0..32 {
+                limit[lane] = self.committed[lane].saturating_sub(groups);
+            }
         }
         let mut copies = std::mem::take(&mut self.copies);
         for copy in &mut copies {
-            let mut done = 0;
-            for lane in lanes(copy.lanes & m) {
-                done |= ((copy.group < limit[lane]) as u32) << lane;
-            }
+            let done = mask_of(|lane| copy.group < limit[lane]) & copy.lanes & m;
             if done == 0 {
                 continue;
             }
@@ -757,12 +764,17 @@ impl Warp {
             self.complete(state, copy, done);
             copy.lanes &= !done;
         }
-        copies.retain(|c| c.lanes != 0);
+        while copies.front().is_some_and(|c| c.lanes == 0) {
+            copies.pop_front();
+        }
         self.copies = copies;
     }
 
     /// The copy is visible to the threads that issued it: for the race check they write now.
     fn complete(&mut self, state: &mut BlockState, copy: &AsyncCopy, done: u32) {
+        if state.shared.in_flight.is_empty() && state.shared.shadow.is_none() {
+            return;
+        }
         for lane in lanes(done) {
             let start = copy.to[lane] as usize;
             if !state.shared.in_flight.is_empty() {
@@ -809,7 +821,16 @@ fn unwritten<T>(env: &Env, lane: usize, byte: u64) -> Checked<T> {
 fn deliver(shared: *mut u8, copy: &AsyncCopy, which: u32) {
     for lane in lanes(which) {
         let given = copy.from_bytes[lane] as usize;
-        // SAFETY: both places were checked at issue; allocations live as long as the launch's table.
+        if given == 16 {
+            // SAFETY: as below; the most frequent size without a call.
+            unsafe {
+                let to = shared.add(copy.to[lane] as usize).cast::<[u64; 2]>();
+                *to = copy.from[lane].cast::<[u64; 2]>().read();
+            }
+            continue;
+        }
+        // SAFETY: both places were checked at issue; allocations live as long as the launch's
+        // table.
         unsafe {
             let to = shared.add(copy.to[lane] as usize);
             if given > 0 {

@@ -1,6 +1,8 @@
-//! Executes a launch: blocks over host threads, warps of a block in seeded order, instructions in `warp`.
+//! Executes a launch: blocks over host threads, warps of a block in seeded order, instructions in
+//! `warp`.
 #![allow(unsafe_code)]
 
+mod alu;
 mod block;
 pub mod float;
 pub mod mma;
@@ -25,8 +27,8 @@ pub struct LaunchConfig {
     pub grid: [u32; 3],
     pub block: [u32; 3],
     pub dynamic_shared_bytes: u32,
-    /// 0: warps run in order. Otherwise the order of warps, the length of their bursts and the arrival of
-    /// asynchronous copies are drawn from it.
+    /// 0: warps run in order. Otherwise the order of warps, the length of their bursts and the
+    /// arrival of asynchronous copies are drawn from it.
     pub seed: u64,
     pub checks: Checks,
     /// The most shared memory a block may have on the architecture (after opt-in).
@@ -78,8 +80,9 @@ pub(crate) enum ConstValue {
 
 /// Runs a kernel to its end.
 ///
-/// `params` is the parameter block, laid out as `kernel.params()` says. Errors: the first finding of the block with
-/// the lowest index; memory then holds what the blocks wrote until they were stopped.
+/// `params` is the parameter block, laid out as `kernel.params()` says. Errors: the first finding
+/// of the block with the lowest index; memory then holds what the blocks wrote until they were
+/// stopped.
 pub fn launch(
     module: &Module,
     kernel: &str,

@@ -1,9 +1,12 @@
-//! The race check of shared memory: who touched which bytes last, by happens-before, whatever the schedule was.
+//! The race check of shared memory: who touched which bytes last, by happens-before, whatever the
+//! schedule was.
 //!
-//! Each warp has a vector clock. A barrier joins the clocks of its participants, so a later access knows of all that
-//! happened before the barrier. Inside a warp a counter of warp-wide synchronisations orders the lanes.
+//! Each warp has a vector clock. A barrier joins the clocks of its participants, so a later access
+//! knows of all that happened before the barrier. Inside a warp a counter of warp-wide
+//! synchronisations orders the lanes.
 
-/// Two accesses by different threads of one warp are ordered if a warp synchronisation lies between them.
+/// Two accesses by different threads of one warp are ordered if a warp synchronisation lies between
+/// them.
 pub const MANY_LANES: u8 = 0xFF;
 
 #[derive(Clone, Copy, Default)]
@@ -20,7 +23,8 @@ struct Stamp {
 #[derive(Clone, Copy, Default)]
 struct Cell {
     write: Stamp,
-    /// The last reads of two different warps: enough to see a write that no barrier separates from reads of any warp.
+    /// The last reads of two different warps: enough to see a write that no barrier separates from
+    /// reads of any warp.
     reads: [Stamp; 2],
 }
 

@@ -4,7 +4,7 @@ use super::block::BlockState;
 use super::memory_ops::count_shared;
 use super::mma::{lanes_to_matrix, matrix_to_lanes};
 use super::shadow::{Touch, lanes};
-use super::warp::{Checked, Fault, Group, Status, Warp};
+use super::warp::{Checked, Fault, Group, Status, Warp, mask_of};
 use crate::checks::CheckKind;
 use crate::ptx::decode::*;
 
@@ -40,7 +40,7 @@ impl Warp {
         let lane = missing.trailing_zeros();
         let place = self.groups.iter().find(|g| g.mask >> lane & 1 == 1).map_or(0, |g| g.pc);
         let message = format!(
-            "waits for lane {lane}, which waits at instruction {place} (divergent code, or a wrong mask)"
+            "lane {lane} is named but waits at instruction {place} (divergent code, or a wrong mask)"
         );
         self.sync_fault(m.trailing_zeros(), message)
     }
@@ -54,7 +54,7 @@ impl Warp {
     }
 
     /// True if the warp now waits. Counts threads in whole warps, as hardware does.
-    pub fn barrier(
+    pub(super) fn barrier(
         &mut self,
         state: &mut BlockState,
         i: &Inst,
@@ -115,7 +115,7 @@ impl Warp {
     }
 
     /// Shuffles, votes and their like: wait for the named lanes, then exchange.
-    pub fn collective(&mut self, state: &mut BlockState, i: &Inst, m: u32, pc: u32) -> Checked<()> {
+    pub fn collective(&mut self, i: &Inst, m: u32, pc: u32) -> Checked<()> {
         let mask_row = match i.op {
             Op::Shfl { mask, .. } => mask,
             _ => i.b,
@@ -124,10 +124,7 @@ impl Warp {
         let first = m.trailing_zeros() as usize;
         let required = named[first];
         // Lanes with other masks take part in another exchange.
-        let mut together = 0;
-        for lane in lanes(m) {
-            together |= ((named[lane] == required) as u32) << lane;
-        }
+        let together = mask_of(|lane| named[lane] == required) & m;
         if required >> first & 1 == 0 {
             let message = format!("lane {first} is not in its own mask {required:#010x}");
             return self.sync_fault(first as u32, message);
@@ -142,8 +139,9 @@ impl Warp {
             let message = format!("lane {lane} is not in its own mask {required:#010x}");
             return self.sync_fault(lane, message);
         }
-        // Lanes that the block does not have (a last, partial warp) cannot come.
-        if !self.gather_lanes(together, pc, required & (self.full | self.partial(state)))? {
+        // Lanes that the block does not have (a last, partial warp) cannot come and are not waited
+        // for.
+        if !self.gather_lanes(together, pc, required & self.full)? {
             return Ok(());
         }
         self.sync_count += 1;
@@ -170,11 +168,6 @@ impl Warp {
             _ => {}
         }
         Ok(())
-    }
-
-    /// A mask of all 32 lanes in a partial warp is accepted by hardware.
-    fn partial(&self, _state: &BlockState) -> u32 {
-        0
     }
 
     fn shuffle(&mut self, i: &Inst, m: u32, mode: ShuffleMode, p: u32) {
@@ -211,8 +204,14 @@ impl Warp {
     }
 
     fn match_lanes(&mut self, i: &Inst, m: u32, all: bool, wide: bool, p: u32) {
-        let values =
-            if wide { self.load::<u64>(i.a) } else { self.load::<u32>(i.a).map(|x| x as u64) };
+        let values = if wide {
+            self.load::<u64>(i.a)
+        } else {
+            {
+                let narrow = self.load::<u32>(i.a);
+                std::array::from_fn(|lane| narrow[lane] as u64)
+            }
+        };
         let mut out = [0; 32];
         for lane in lanes(m) {
             for other in lanes(m) {
@@ -309,7 +308,7 @@ impl Warp {
 
     #[allow(clippy::too_many_arguments)]
     #[inline(always)]
-    pub fn ldmatrix(
+    pub(super) fn ldmatrix(
         &mut self,
         state: &mut BlockState,
         i: &Inst,
@@ -340,7 +339,7 @@ impl Warp {
     }
 
     #[allow(clippy::too_many_arguments)]
-    pub fn stmatrix(
+    pub(super) fn stmatrix(
         &mut self,
         state: &mut BlockState,
         i: &Inst,

@@ -1,13 +1,14 @@
 //! Statements -> instructions whose operands are register rows.
 //!
-//! A row is 32 lanes of 32 bits; a 64-bit register takes two rows in a line. Immediates and special registers are
-//! rows too, filled before the first instruction, so that an instruction has one form whatever its operands are.
-//! Predicates are 32-bit lane masks in an own file.
+//! A row is 32 lanes of 32 bits; a 64-bit register takes two rows in a line. Immediates and special
+//! registers are rows too, filled before the first instruction, so that an instruction has one form
+//! whatever its operands are. Predicates are 32-bit lane masks in an own file.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 
 use super::parse::{Function, Operand, Parsed, Place, RegClass, Statement, type_bytes};
-use super::{ParamInfo, ParseError};
+use super::{ParamInfo, ParseError, live};
 use crate::checks::SourceLine;
 use crate::counters::InstClass;
 
@@ -733,22 +734,40 @@ struct Decoder<'a> {
 }
 
 impl Decoder<'_> {
+    /// Gives every register its row. Registers that are never live together share one: a warp's
+    /// registers must stay in the cache, and nvcc names a new register for almost every value.
     fn registers(&mut self) {
-        for class in &self.function.registers {
-            match class {
+        let spans = live::spans(self.function);
+        let mut order: Vec<usize> = (0..spans.len()).collect();
+        order.sort_by_key(|&r| spans[r].first);
+        // Rows in use with the last statement that needs them, and rows that are free: single ones,
+        // and pairs.
+        let mut used: [BinaryHeap<Reverse<(usize, u32)>>; 2] = Default::default();
+        let mut free: [Vec<u32>; 2] = Default::default();
+        self.slots = vec![0; spans.len()];
+        for r in order {
+            let size = match self.function.registers[r] {
                 RegClass::Pred => {
-                    self.slots.push(self.preds);
+                    self.slots[r] = self.preds;
                     self.preds += 1;
+                    continue;
                 }
-                RegClass::B16 | RegClass::B32 => {
-                    self.slots.push(self.rows);
-                    self.rows += 1;
-                }
-                RegClass::B64 => {
-                    self.slots.push(self.rows);
-                    self.rows += 2;
-                }
+                RegClass::B16 | RegClass::B32 => 1,
+                RegClass::B64 => 2,
+            };
+            let pool = size as usize - 1;
+            while let Some(&Reverse((last, row))) = used[pool].peek()
+                && last < spans[r].first
+            {
+                used[pool].pop();
+                free[pool].push(row);
             }
+            let row = free[pool].pop().unwrap_or_else(|| {
+                self.rows += size;
+                self.rows - size
+            });
+            self.slots[r] = row;
+            used[pool].push(Reverse((spans[r].last, row)));
         }
     }
 
@@ -1654,7 +1673,8 @@ impl Decoder<'_> {
         Ok(Body::new(Op::Isspacep(space)).d(self.pred_dst(d)?).a(self.src(a, RegClass::B64)?))
     }
 
-    /// Reads the modifiers of a load or store: space, vector, type, and hints that change nothing here.
+    /// Reads the modifiers of a load or store: space, vector, type, and hints that change nothing
+    /// here.
     fn memory_words(&self, m: &[&str]) -> Result<MemoryWords, ParseError> {
         let mut words = MemoryWords {
             space: Space::Generic,

@@ -4,7 +4,8 @@ use super::ParseError;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Token {
-    /// A name, register, directive or opcode with its modifiers: `ld.global.v4.u32`, `%tid.x`, `.reg`, `$L__BB0_1`.
+    /// A name, register, directive or opcode with its modifiers: `ld.global.v4.u32`, `%tid.x`,
+    /// `.reg`, `$L__BB0_1`.
     Word(String),
     /// An integer, two's complement.
     Int(i128),

@@ -1,8 +1,10 @@
-//! PTX text -> decoded kernels: `lexer` makes tokens, `parse` makes statements, `decode` makes instructions whose
+//! PTX text -> decoded kernels: `lexer` makes tokens, `parse` makes statements, `live` says
+//! which registers may share a place, `decode` makes instructions whose
 //! operands are register rows.
 
 pub mod lexer;
 pub mod parse;
+mod live;
 pub mod decode;
 
 use std::collections::HashMap;

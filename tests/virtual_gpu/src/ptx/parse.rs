@@ -617,9 +617,7 @@ impl Parser<'_> {
             let base = self.atom(scopes)?;
             let mut offset = 0i64;
             while !self.eat(']') {
-                if self.eat('+') {
-                    offset += self.int()? as i64;
-                } else if self.is_punct('-') {
+                if self.eat('+') || self.is_punct('-') {
                     offset += self.int()? as i64;
                 } else {
                     return self.error(format!("address with {:?}", self.peek()));

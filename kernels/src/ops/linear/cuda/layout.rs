@@ -126,7 +126,9 @@ impl Layout {
         let step_row_bytes = TILE_K * self.format.code_bits() / 8;
         let steps_min = SPLIT_ROW_BYTES_MIN / step_row_bytes;
         let unit = steps_min.next_multiple_of(self.format.header_k() / TILE_K);
-        let wanted = BLOCKS_WANTED.div_ceil(self.num_tile_rows()).min(SPLITS_MAX);
+        // Rounded to nearest.
+        let tile_rows = self.num_tile_rows();
+        let wanted = ((BLOCKS_WANTED + tile_rows / 2) / tile_rows).clamp(1, SPLITS_MAX);
         self.num_steps().div_ceil(unit).div_ceil(wanted) * unit
     }
 
@@ -151,6 +153,7 @@ mod tests {
             (Format::W4K, 4096, 4096, 16, 4),
             (Format::W4, 1024, 2048, 8, 4),
             (Format::Plain, 896, 896, 2, 7),
+            (Format::W8, 12_288, 4096, 64, 1),
             (Format::Plain, 151_936, 896, 14, 1),
             (Format::W8K, 8, 256, 4, 1),
             (Format::W8, 8, 32, 4, 1),

@@ -142,7 +142,8 @@ driver_api! {
         })
     }
 
-    /// Accepted without effect: kernels here have neither printf nor malloc, and any stack they declare.
+    /// Accepted without effect: kernels here have neither printf nor malloc, and any stack they
+    /// declare.
     fn cuCtxSetLimit(limit: c_uint, _value: usize) {
         check_current()?;
         if limit <= 2 { Ok(()) } else { Err(Code::UNSUPPORTED_LIMIT) }

@@ -10,7 +10,8 @@ use crate::state::{State, current};
 use std::ffi::c_void;
 
 driver_api! {
-    /// From pageable memory: returns when the bytes are staged. From pinned memory: when they are copied.
+    /// From pageable memory: returns when the bytes are staged. From pinned memory: when they are
+    /// copied.
     fn cuMemcpyHtoD_v2(to: DevicePtr, from: *const c_void, bytes: usize) {
         copy_sync("cuMemcpyHtoD", End::Device(to), End::Host(from.cast_mut()), bytes)
     }

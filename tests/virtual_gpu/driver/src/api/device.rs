@@ -198,8 +198,8 @@ driver_api! {
 
 /// The newest version of a function, as the linker names it.
 fn find_symbol(name: &CStr) -> *mut c_void {
-    // SAFETY: `info` is filled by dladdr with strings that live as long as the library, which is never
-    // unloaded; the handle is of a library that is already loaded.
+    // SAFETY: `info` is filled by dladdr with strings that live as long as the library, which is
+    // never unloaded; the handle is of a library that is already loaded.
     unsafe {
         let mut info: libc::Dl_info = std::mem::zeroed();
         let own_address = find_symbol as fn(&CStr) -> *mut c_void as *const c_void;

@@ -42,8 +42,8 @@ driver_api! {
         record("cuEventRecordWithFlags", event, stream)
     }
 
-    /// Runs one operation, so that a program that only asks gets on, and then says whether the event has
-    /// happened. An event that was never recorded has.
+    /// Runs one operation, so that a program that only asks gets on, and then says whether the
+    /// event has happened. An event that was never recorded has.
     fn cuEventQuery(event: u64) {
         let (driver, mut state, context) = current()?;
         let Some((ticket, _)) = state.outside_capture("cuEventQuery", event)? else {

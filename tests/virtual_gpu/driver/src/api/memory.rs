@@ -3,7 +3,7 @@
 use crate::abi::{Code, DevicePtr, Result};
 use crate::config::FaultKind;
 use crate::entry::{driver_api, put, put_if_asked, refuse};
-use crate::state::{Allocation, Driver, Pinned, PinnedOwner, State, current};
+use crate::state::{Allocation, AllocationOwner, Driver, Pinned, PinnedOwner, State, current};
 use std::alloc::{Layout, alloc, dealloc};
 use std::ffi::{c_uint, c_void};
 use std::sync::MutexGuard;
@@ -170,7 +170,7 @@ pub fn allocate<'a>(
     used.used_bytes += bytes;
     used.used_bytes_high = used.used_bytes_high.max(used.used_bytes);
     let address = driver.memories[device].alloc(bytes);
-    let allocation = Allocation { bytes, device, context, is_free_queued: false };
+    let allocation = Allocation { bytes, device, context, owner: AllocationOwner::Program };
     state.allocations.insert(address, allocation);
     Ok((state, address))
 }
@@ -178,7 +178,7 @@ pub fn allocate<'a>(
 /// Errors: `INVALID_VALUE` for what is not the start of a live allocation.
 pub fn check_freeable(call: &str, state: &State, address: DevicePtr) -> Result<()> {
     match state.allocations.get(&address) {
-        Some(allocation) if !allocation.is_free_queued => Ok(()),
+        Some(allocation) if allocation.owner == AllocationOwner::Program => Ok(()),
         _ => {
             let why = format!("{address:#x} is not the start of a live allocation");
             refuse(call, Code::INVALID_VALUE, &why)

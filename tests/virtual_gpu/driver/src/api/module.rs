@@ -5,7 +5,7 @@ use crate::entry::{driver_api, put, put_if_asked, refuse};
 use crate::fatbin;
 use crate::launch::dynamic_shared_default;
 use crate::module::Module;
-use crate::state::{LoadedFunction, LoadedModule, current};
+use crate::state::{Allocation, AllocationOwner, LoadedFunction, LoadedModule, current};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
@@ -84,14 +84,22 @@ driver_api! {
         module: u64,
         name: *const c_char,
     ) {
-        let (driver, state, context) = current()?;
+        let (driver, mut state, context) = current()?;
         if name.is_null() {
             return Err(Code::INVALID_VALUE);
         }
         let name = CStr::from_ptr(name).to_str().map_err(|_| Code::NOT_FOUND)?;
         let loaded = state.modules.get(&module).ok_or(Code::INVALID_HANDLE)?;
-        let memory = &driver.memories[state.device_of(context)];
+        let device = state.device_of(context);
+        let memory = &driver.memories[device];
         let (start, size) = memory.variable(&loaded.module.ptx, name).ok_or(Code::NOT_FOUND)?;
+        if state.allocations.get(&start).is_none() {
+            // From now on the program may copy to and from it.
+            let owner = AllocationOwner::Module;
+            let variable = Allocation { bytes: size, device, context, owner };
+            state.allocations.insert(start, variable);
+            state.devices[device].used_bytes += size;
+        }
         put_if_asked(address, start);
         put_if_asked(bytes, size as usize);
         Ok(())
@@ -139,7 +147,7 @@ driver_api! {
                 match u32::try_from(value) {
                     Ok(bytes) if bytes <= limit => loaded.dynamic_shared_bytes_max = bytes,
                     _ => {
-                        let why = format!("{value} bytes of dynamic shared memory, at most {limit}");
+                        let why = format!("{value} bytes of shared memory, at most {limit}");
                         return refuse("cuFuncSetAttribute", Code::INVALID_VALUE, &why);
                     }
                 }

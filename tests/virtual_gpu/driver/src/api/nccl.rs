@@ -8,11 +8,12 @@ use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
 driver_api! {
-    /// Enqueues an operation of the NCCL library; in a capture it becomes a node that runs at each launch.
-    /// `start` returns 0, an error, or `EXTERNAL_PENDING` if `virtual_gpu_complete` will end it.
+    /// Enqueues an operation of the NCCL library; in a capture it becomes a node that runs at each
+    /// launch. `start` returns 0, an error, or `EXTERNAL_PENDING` if `virtual_gpu_complete` will
+    /// end it.
     ///
-    /// A default stream is that of the device's primary context. Errors: `INVALID_HANDLE` if the stream is of
-    /// another device.
+    /// A default stream is that of the device's primary context. Errors: `INVALID_HANDLE` if the
+    /// stream is of another device.
     fn virtual_gpu_enqueue(
         device: c_int,
         stream: u64,

@@ -4,7 +4,7 @@ use crate::abi::{Code, DevicePtr, Result};
 use crate::api::memory::{allocate, check_freeable};
 use crate::entry::{driver_api, put, refuse};
 use crate::queue::Work;
-use crate::state::{Driver, current};
+use crate::state::{AllocationOwner, Driver, current};
 use std::ffi::{c_int, c_uint, c_void};
 
 driver_api! {
@@ -35,7 +35,7 @@ driver_api! {
         check_freeable("cuMemFreeAsync", &state, address)?;
         state.submit("cuMemFreeAsync", stream, Work::Free(address))?;
         if let Some(allocation) = state.allocations.get_mut(&address) {
-            allocation.is_free_queued = true;
+            allocation.owner = AllocationOwner::Queue;
         }
         Ok(())
     }

@@ -42,7 +42,8 @@ driver_api! {
         Ok(())
     }
 
-    /// Runs one operation, so that a program that only asks gets on, and then says whether all have run.
+    /// Runs one operation, so that a program that only asks gets on, and then says whether all have
+    /// run.
     fn cuStreamQuery(stream: u64) {
         let (driver, mut state, context) = current()?;
         let stream = state.stream(stream, context)?;
@@ -209,7 +210,8 @@ impl State {
         }
     }
 
-    /// What must have run before a stream counts as idle. The legacy stream waits for the blocking ones.
+    /// What must have run before a stream counts as idle. The legacy stream waits for the blocking
+    /// ones.
     fn last_of(&self, stream: u64) -> Vec<u64> {
         match self.streams[&stream].kind {
             StreamKind::Legacy => self.stream_order(stream),

@@ -1,7 +1,7 @@
 //! Runs a test's body in a process of its own, with the Virtual GPU in its library path.
 //!
-//! The driver is one per process and reads its environment once, so each test gets a process: the test binary
-//! starts itself, asking for that one test.
+//! The driver is one per process and reads its environment once, so each test gets a process: the
+//! test binary starts itself, asking for that one test.
 
 #![allow(unsafe_code, dead_code)]
 
@@ -11,6 +11,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+/// Calls of the raw interface.
+macro_rules! raw {
+    ($body:block) => {
+        // SAFETY: the tests pass what the functions take. What is wrong on purpose must be refused
+        // by the Virtual GPU before it is followed; that is what is tested.
+        unsafe { $body }
+    };
+}
 
 const INSIDE: &str = "VIRTUAL_GPU_TEST_INSIDE";
 
@@ -74,8 +83,8 @@ fn run_inside(test: &str, variables: &[(&str, &str)]) -> Output {
     command.output().expect("start the test binary")
 }
 
-/// A folder with the libraries under the names that programs ask for. cudarc asks for `libnccl.so`, which no
-/// distribution has; it is added here and only here.
+/// A folder with the libraries under the names that programs ask for. cudarc asks for `libnccl.so`,
+/// which no distribution has; it is added here and only here.
 fn lib_dir() -> &'static Path {
     static LIB_DIR: OnceLock<PathBuf> = OnceLock::new();
     LIB_DIR.get_or_init(|| {
