@@ -199,8 +199,7 @@ mod tests {
 
     #[test]
     fn a_deviation_above_one_and_a_failure_are_not_right() {
-        let finding =
-            |outcome| Finding { op: "add", activation: DType::F16, case: "small".into(), outcome };
+        let finding = |outcome| finding(None, outcome);
         assert!(finding(Outcome::Deviation(1.0)).is_right());
         assert!(!finding(Outcome::Deviation(1.1)).is_right());
         assert!(!finding(Outcome::Deviation(f64::INFINITY)).is_right());

@@ -84,7 +84,6 @@ mod tests {
 
     fn kernel(name: &str, resources: Resources, sass: Sass) -> Kernel {
         Kernel {
-            module: "m".into(),
             name: name.into(),
             threads_max: 128,
             resources: vec![resources; 6],

@@ -36,7 +36,6 @@ pub struct Place {
 
 #[derive(Debug)]
 pub struct Kernel {
-    pub module: String,
     pub name: String,
     /// From `__launch_bounds__`.
     pub threads_max: u32,
@@ -72,7 +71,6 @@ pub fn kernels(module: &Module) -> Result<Vec<Kernel>> {
         let resources = ARCHITECTURES.map(find).into_iter().collect::<Option<Vec<_>>>();
         let sass = sass.iter().map(|s| s.get(name).copied()).collect::<Option<Vec<_>>>();
         Ok(Kernel {
-            module: module.name.clone(),
             name: name.to_string(),
             threads_max,
             resources: resources.with_context(missing)?,
