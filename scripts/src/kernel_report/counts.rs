@@ -30,7 +30,8 @@ pub struct Counts {
     pub ways: f64,
 }
 
-/// Counts of each case, in order. Those of unchanged kernels and shapes are taken from the last run.
+/// Counts of each case, in order. Those of unchanged kernels and shapes are taken from the last
+/// run.
 pub fn run_all(cases: &[Case], modules: &[Module], specs: &[&KernelSpec]) -> Result<Vec<Counts>> {
     let mut parsed = BTreeMap::new();
     for module in modules {
@@ -180,7 +181,8 @@ pub fn complaints(cases: &[Case], counts: &[Counts]) -> Vec<String> {
 }
 
 impl Counts {
-    /// Bytes counted, but for what blocks must read again of what they share, over the minimal ones.
+    /// Bytes counted, but for what blocks must read again of what they share, over the minimal
+    /// ones.
     pub fn bytes_ratio(&self, case: &Case) -> f64 {
         (self.bytes - case.reread_bytes) / case.minimal_bytes
     }
