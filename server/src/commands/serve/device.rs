@@ -49,17 +49,10 @@ impl Devices {
     /// For the rank of this process, one of `local_size` processes on this machine. Where the
     /// launcher has given each its own cores it takes all of them, else its share.
     ///
-    /// Errors: as `share`.
-    pub fn one_of(
-        config: &ComputeConfig,
-        rank: usize,
-        local_size: usize,
-        activation: DType,
-    ) -> Result<Devices, StartupError> {
+    /// Errors: `GpuProcesses`.
+    pub fn one_of(config: &ComputeConfig, local_size: usize) -> Result<Devices, StartupError> {
         if uses_cuda(config.device) {
-            // Launchers place neighbouring ranks on one machine.
-            let gpu = rank % local_size;
-            return Self::on_gpus(gpu..gpu + 1, activation);
+            return Err(StartupError::GpuProcesses);
         }
         let share = || match machine::is_bound_to_cores() {
             true => machine::cores(),

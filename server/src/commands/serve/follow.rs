@@ -29,13 +29,8 @@ pub async fn run(config: ServeConfig, others: Others) -> Result<(), CommandError
 fn follow(config: &ServeConfig, others: Others, follower: &Follower) -> Result<(), CommandError> {
     let Others { messages, communicator } = others;
     let model = Opened::find(config, Some(&*messages))?;
-    let devices = Devices::one_of(
-        &config.compute,
-        messages.rank(),
-        messages.local_size(),
-        model.activation(),
-    )?
-    .qualified(&config.hub.cache_dir)?;
+    let devices = Devices::one_of(&config.compute, messages.local_size())?
+        .qualified(&config.hub.cache_dir)?;
     let setup = follower.offer(model.offer(&devices.ranks[0]))?;
     let spec = ShardSpec { rank: messages.rank(), world_size: messages.world_size() };
     tracing::info!("rank {} of {}: {devices}", spec.rank, spec.world_size);

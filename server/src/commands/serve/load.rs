@@ -48,12 +48,7 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
     let mut memory = model.memory.clone();
     let (lost_sender, lost) = oneshot::channel();
     let devices = match &others {
-        Some(Others { messages, .. }) => Devices::one_of(
-            &config.compute,
-            messages.rank(),
-            messages.local_size(),
-            model.activation(),
-        )?,
+        Some(Others { messages, .. }) => Devices::one_of(&config.compute, messages.local_size())?,
         None => {
             Devices::share(&config.compute, config.compute.tensor_parallel, model.activation())?
         }
