@@ -45,6 +45,24 @@ fn random_schedules_of_the_engine_on_the_cpu() {
 }
 
 #[test]
+fn hand_made_plans_on_a_gpu() {
+    let Some(device) = tests::gpu() else { return };
+    for part in CHECKPOINTS {
+        let path = tiny_checkpoint(part).unwrap();
+        check_plans(&path, &[Backend::Cuda(device.clone())], 12);
+    }
+}
+
+#[test]
+fn random_schedules_of_the_engine_on_a_gpu() {
+    let Some(device) = tests::gpu() else { return };
+    for part in CHECKPOINTS {
+        let path = tiny_checkpoint(part).unwrap();
+        check_schedules(&path, &[Backend::Cuda(device.clone())], 12);
+    }
+}
+
+#[test]
 fn real_model_on_the_cpu() {
     let Some(path) = tests::real_model() else { return };
     let backend = Backend::Cpu(CpuDevice::new(2, None));

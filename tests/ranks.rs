@@ -7,7 +7,7 @@ use models::{Checkpoint, TokenId};
 use serde_json::{Value, json};
 use server::commands::serve::load::load;
 use server::config::{Command, Environment, parse};
-use server::engine::{EngineConfig, PolicyKind, PrefixCaching, Request, SamplingParams};
+use server::engine::{EngineConfig, Overlap, PolicyKind, PrefixCaching, Request, SamplingParams};
 use server::http::{AppState, HttpConfig, serve};
 use std::path::{Path, PathBuf};
 use tests::golden::{Golden, golden_paths};
@@ -144,6 +144,7 @@ fn run_ranks(
             let backend = match backend {
                 Backend::Reference => Backend::Reference,
                 Backend::Cpu(_) => Backend::Cpu(CpuDevice::new(1, None)),
+                Backend::Cuda(_) => unreachable!("GPUs add up by another communicator"),
             };
             scope.spawn(move || {
                 let link = Box::new(link);
@@ -182,6 +183,7 @@ fn continuations(backends: &[Backend], path: &Path, golden: &Golden) -> Vec<Vec<
         waiting_tokens_max: 10_000,
         policy: PolicyKind::Fcfs,
         prefix_caching: PrefixCaching::Enabled,
+        overlap: Overlap::Enabled,
     };
     let (outcomes, ..) = run_engine(config, group, &requests, Arrivals::AtOnce, &mut Random(0));
     outcomes.iter().map(|outcome| outcome.token_ids()).collect()
@@ -189,8 +191,9 @@ fn continuations(backends: &[Backend], path: &Path, golden: &Golden) -> Vec<Vec<
 
 fn config(path: &Path, ranks: usize) -> server::config::ServeConfig {
     let (path, ranks) = (path.to_str().unwrap(), ranks.to_string());
-    let args = ["monsoon", "serve", path, "--tensor-parallel", &ranks, "--kv-cache-memory", "8MiB"];
-    let command = parse(args.map(Into::into), &Environment::new()).unwrap();
+    let args = ["monsoon", "serve", path, "--device", "cpu", "--tensor-parallel", &ranks];
+    let args = args.into_iter().chain(["--kv-cache-memory", "8MiB"]).map(Into::into);
+    let command = parse(args, &Environment::new()).unwrap();
     let Command::Serve(config) = command else { panic!("another command") };
     *config
 }

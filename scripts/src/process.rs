@@ -62,10 +62,6 @@ impl Server {
         Ok(server)
     }
 
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// How it ended, if it has.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)

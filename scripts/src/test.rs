@@ -1,15 +1,37 @@
 //! `cargo xtask test`: everything.
 
 use crate::process::{self, cargo};
+use crate::{clients, cuda_toolchain, virtual_gpu};
 use anyhow::{Context, Result};
 
-fn run_tests() -> Result<()> {
-    process::run(cargo(&["test", "--workspace"]).env("MONSOON_REQUIRE_MODEL", "1"))
-}
+/// The tests that have something to do on a GPU, as cargo is told of them.
+const GPU_TESTS: [&[&str]; 3] = [
+    &["--package", "kernels", "--lib"],
+    &["--package", "tests", "--test", "batch_invariance", "--test", "doctor", "--", "gpu"],
+    &["--package", "tests", "--test", "cuda_server"],
+];
 
 pub fn run() -> Result<()> {
+    // Found by the build, which then compiles the GPU's kernels.
+    cuda_toolchain::install().context("nvcc compiles the CUDA kernels")?;
+    // All at once, so that every part is compiled once, with one choice of features.
+    process::run(&mut cargo(&["build", "--workspace", "--bins", "--tests"]))?;
     process::run(&mut cargo(&["run", "--quiet", "--package", "server", "--", "pull"]))
         .context("the default model is needed by the tests with real weights")?;
-    run_tests()?;
-    crate::clients::run()
+    process::run(cargo(&["test", "--workspace"]).env("MONSOON_REQUIRE_MODEL", "1"))?;
+    run_on_virtual_gpu()?;
+    clients::run()
+}
+
+/// The same tests once more where there is a GPU: a virtual one, which interprets the PTX that
+/// ships.
+fn run_on_virtual_gpu() -> Result<()> {
+    let lib_dir = virtual_gpu::install()?;
+    for tests in GPU_TESTS {
+        let mut command = cargo(&["test"]);
+        command.args(tests);
+        command.env("LD_LIBRARY_PATH", &lib_dir).env("MONSOON_REQUIRE_CUDA", "1");
+        process::run(&mut command)?;
+    }
+    Ok(())
 }

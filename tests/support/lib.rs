@@ -10,6 +10,7 @@ pub mod random;
 pub mod random_plans;
 pub mod serving;
 
+use kernels::device::cuda::{self, CudaDevice, images};
 use std::path::{Path, PathBuf};
 
 /// Reference data kept in this repository.
@@ -41,5 +42,18 @@ pub fn real_model() -> Option<PathBuf> {
         path.display()
     );
     println!("skipped: no model at {}", path.display());
+    None
+}
+
+/// The first GPU, for tests that need one: a virtual one counts (`cargo xtask virtual-gpu`). Where
+/// there is none, or no kernels for it, the caller skips and says so, unless
+/// `MONSOON_REQUIRE_CUDA=1`: then this panics.
+pub fn gpu() -> Option<CudaDevice> {
+    if images::has_kernels() && cuda::device_count() > 0 {
+        return Some(CudaDevice::open(0).expect("the driver shows a device"));
+    }
+    let required = std::env::var("MONSOON_REQUIRE_CUDA").as_deref() == Ok("1");
+    assert!(!required, "MONSOON_REQUIRE_CUDA=1, but there is no GPU or no kernels for it");
+    println!("skipped: no GPU, or no kernels for it");
     None
 }

@@ -39,7 +39,7 @@ pub struct Limits {
 }
 
 /// One rank with the checkpoint at `path`. The reference keeps keys and values in F32, the CPU in
-/// F16.
+/// F16, a GPU in its activation format.
 pub fn start_group(
     backend: &Backend,
     path: &Path,
@@ -62,7 +62,8 @@ pub fn start_ranks(
         block_size: limits.block_size,
         kv_dtype: match backend {
             Backend::Reference => DType::F32,
-            _ => DType::F16,
+            Backend::Cpu(_) => DType::F16,
+            Backend::Cuda(device) => device.activation_dtype(),
         },
         max_num_seqs: limits.max_num_seqs,
         max_num_batched_tokens: limits.max_num_batched_tokens,

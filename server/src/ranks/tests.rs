@@ -347,7 +347,7 @@ impl Model for FakeModel {
             device.pool.run(self.tasks_of_100_ms, &nap);
         }
         assert_eq!(hidden.rows(), batch.num_tokens());
-        for (row, &token) in hidden.f32_mut().chunks_mut(2).zip(&batch.token_ids) {
+        for (row, &token) in hidden.f32_mut().chunks_mut(2).zip(batch.token_ids.iter()) {
             assert!(token != PANIC, "token {token} is cursed");
             if token == ERROR && self.fails {
                 return Err(KernelError::Device(format!("token {token}")));
@@ -364,7 +364,7 @@ impl Model for FakeModel {
         &self,
         _ctx: &mut ForwardContext,
         hidden: &Tensor,
-        rows: &[u32],
+        rows: &kernels::Indices,
         logits: &mut Tensor,
     ) -> Result<(), KernelError> {
         assert_eq!(logits.shape(), [rows.len(), VOCAB]);

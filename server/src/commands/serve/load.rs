@@ -15,8 +15,8 @@ use crate::hub::{self, Progress};
 use crate::machine;
 use crate::ranks::{GroupWatch, Leader, Offer, RankConfig, RankGroup, Room, Setup};
 use crate::text::{TextConfig, TextStage};
-use kernels::{Backend, DType};
 use kernels::comm::messages::Messages;
+use kernels::{Backend, DType};
 use models::weights::shard::num_kv_heads;
 use models::{ChatTemplateSource, Checkpoint, ShardSpec};
 use std::path::{Path, PathBuf};
@@ -92,7 +92,7 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
     let (runner, device) = match (others, leader) {
         (Some(others), Some(leader)) => {
             start_leading(config, &devices, model, &setup, others, leader)?
-        },
+        }
         _ => start_local(config, &devices, model, &setup)?,
     };
     let (engine, engine_thread) = engine::start(engine_config(config, &memory), runner);

@@ -1,0 +1,205 @@
+//! The whole server on a GPU, over HTTP: every golden checkpoint at every tensor-parallel size, with
+//! recorded and with eager steps, with the overlapped and the plain loop. On the virtual GPU this
+//! runs the PTX that ships (`cargo xtask virtual-gpu`).
+
+use serde_json::{Value, json};
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tests::golden::{Golden, GreedyCase, golden_paths};
+use tests::http::{Answer, post_bytes};
+
+const DENSE: [&str; 5] = ["qwen2-tied", "qwen2-untied", "qwen3-tied", "qwen3-untied", "qwen3-yarn"];
+/// Tokens of each continuation that are compared.
+const NUM_TOKENS: usize = 8;
+const START_TIME_MAX: Duration = Duration::from_secs(120);
+/// Of log-probabilities between a GPU and the CPU, or between rank counts, where all arithmetic is
+/// BF16; the goldens' own figure for logits of these networks is 0.13 to 0.29.
+const LOGPROB_TOLERANCE: f64 = 0.3;
+const TENSOR_PARALLEL: [usize; 3] = [1, 2, 4];
+/// How the steps run; tokens and log-probabilities must be the same to the bit.
+const MODES: [&[&str]; 4] =
+    [&[], &["--enforce-eager"], &["--overlap", "off"], &["--enforce-eager", "--overlap", "off"]];
+
+/// A checkpoint and what is known of its continuations.
+struct Model {
+    name: String,
+    path: PathBuf,
+    cases: Vec<GreedyCase>,
+    /// Below this margin BF16 may choose another token: of the logits' spread, not of our making.
+    margin: f32,
+}
+
+#[test]
+fn every_checkpoint_answers_alike_at_every_size_and_in_every_mode() {
+    if tests::gpu().is_none() {
+        return;
+    }
+    for model in models() {
+        let on_cpu = answers(&model, &["--device", "cpu"]);
+        check_golden(&model, &on_cpu, "cpu");
+        for size in TENSOR_PARALLEL {
+            let size = size.to_string();
+            let base = ["--device", "cuda", "--tensor-parallel", &size];
+            let first = answers(&model, &[&base[..], MODES[0]].concat());
+            let what = format!("{} on {size} GPUs", model.name);
+            check_golden(&model, &first, &what);
+            check_near(&first, &on_cpu, &what);
+            for mode in &MODES[1..] {
+                let other = answers(&model, &[&base[..], mode].concat());
+                assert!(other == first, "{what}, {mode:?}: {other:#?} is not {first:#?}");
+            }
+        }
+    }
+}
+
+/// What a client of one prompt gets.
+#[derive(Debug, PartialEq)]
+struct Told {
+    tokens: Vec<u32>,
+    logprobs: Vec<f64>,
+}
+
+fn models() -> Vec<Model> {
+    let mut models = Vec::new();
+    for folder in golden_paths("models", |name| DENSE.contains(&name)) {
+        let golden = Golden::read(&folder.join("golden.json"), &folder.join("golden.safetensors"));
+        let margin = golden.number("/tolerance/bf16_max_abs_suggested");
+        models.push(Model::new(folder, &golden, margin));
+    }
+    for path in golden_paths("gguf", |name| name.starts_with("tiny-") && name.ends_with(".gguf")) {
+        let golden =
+            Golden::read(&path.with_extension("json"), &path.with_extension("golden.safetensors"));
+        // The margin of the plain formats of the same networks.
+        models.push(Model::new(path, &golden, 0.6));
+    }
+    models
+}
+
+impl Model {
+    fn new(path: PathBuf, golden: &Golden, margin: f32) -> Model {
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        Model { name, path, cases: golden.cases("prompts"), margin }
+    }
+}
+
+/// The greedy continuations of all prompts, asked for at once, from a server with `flags`.
+fn answers(model: &Model, flags: &[&str]) -> Vec<Told> {
+    let server = Server::start(&model.path, flags);
+    std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            model.cases.iter().map(|case| scope.spawn(|| server.complete(&case.ids))).collect();
+        asked.into_iter().map(|thread| thread.join().expect("an answer")).collect()
+    })
+}
+
+/// Up to the first token that the margin leaves open.
+fn check_golden(model: &Model, told: &[Told], what: &str) {
+    for (case, told) in model.cases.iter().zip(told) {
+        let steps = told.tokens.iter().zip(&case.continuation).zip(&case.margins).enumerate();
+        for (step, ((token, expected), margin)) in steps {
+            if token != expected {
+                let len = case.ids.len();
+                assert!(*margin < model.margin, "{what}: prompt of {len}, step {step}: {margin}");
+                break;
+            }
+        }
+    }
+}
+
+/// Log-probabilities as long as the tokens are the same.
+fn check_near(told: &[Told], expected: &[Told], what: &str) {
+    for (told, expected) in told.iter().zip(expected) {
+        let steps = told.tokens.iter().zip(&told.logprobs);
+        for ((token, logprob), (other, near)) in
+            steps.zip(expected.tokens.iter().zip(&expected.logprobs))
+        {
+            if token != other {
+                break;
+            }
+            let difference = (logprob - near).abs();
+            assert!(difference < LOGPROB_TOLERANCE, "{what}: {logprob} is not near {near}");
+        }
+    }
+}
+
+/// A server process on a free port; it ends when this value is dropped.
+struct Server {
+    child: Child,
+    port: u16,
+}
+
+impl Server {
+    fn start(model: &Path, flags: &[&str]) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        drop(listener);
+        let child = Command::new(binary())
+            .args(["serve", "--log-level", "warn", "--kv-cache-memory", "8MiB"])
+            .args(["--max-num-seqs", "4", "--max-model-len", "256", "--stall-timeout", "0"])
+            .args(["--port", &port.to_string()])
+            .args(flags)
+            .arg(model)
+            .env("VIRTUAL_GPU_DEVICES", "4")
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        let mut server = Server { child, port };
+        let started = Instant::now();
+        while server.get("/health") != Some(200) {
+            let ended = server.child.try_wait().expect("a child");
+            assert!(ended.is_none(), "the server with {flags:?} ended: {ended:?}");
+            assert!(started.elapsed() < START_TIME_MAX, "{flags:?}: no answer");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+
+    fn get(&self, path: &str) -> Option<u16> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        Some(Answer::read(&mut stream).status)
+    }
+
+    fn complete(&self, prompt: &[u32]) -> Told {
+        let body = json!({
+            "prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": true,
+            "logprobs": 1, "return_tokens_as_token_ids": true,
+        });
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("a connection");
+        let request = post_bytes("/v1/completions", &body.to_string());
+        stream.write_all(&request).expect("the request is taken");
+        let answer = Answer::read(&mut stream);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let json = answer.json();
+        let logprobs = &json["choices"][0]["logprobs"];
+        let list =
+            |name: &str| -> Vec<Value> { logprobs[name].as_array().expect("a list").clone() };
+        let id = |token: &Value| {
+            let text = token.as_str().expect("a token");
+            text.strip_prefix("token_id:").expect("an id").parse().expect("a number")
+        };
+        let logprob = |value: &Value| value.as_f64().expect("a number");
+        Told {
+            tokens: list("tokens").iter().map(id).collect(),
+            logprobs: list("token_logprobs").iter().map(logprob).collect(),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `monsoon` as cargo built it beside this test.
+fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("a path");
+    let folder = test.ancestors().nth(2).expect("target/debug/deps/TEST");
+    folder.join("monsoon")
+}
