@@ -56,10 +56,8 @@ fn hand_made_plans_on_a_gpu() {
 #[test]
 fn random_schedules_of_the_engine_on_a_gpu() {
     let Some(device) = tests::gpu() else { return };
-    for part in CHECKPOINTS {
-        let path = tiny_checkpoint(part).unwrap();
-        check_schedules(&path, &[Backend::Cuda(device.clone())], 12);
-    }
+    let path = tiny_checkpoint("models/qwen2-tied").unwrap();
+    check_schedules(&path, &[Backend::Cuda(device)], 8);
 }
 
 #[test]

@@ -6,6 +6,9 @@ use crate::ops::qkv_rope_write::{HeadNorm, Heads, Positions};
 use crate::ops::{self, RopeTable};
 use crate::{Backend, DType, Indices, KernelError, Tensor};
 
+/// Puts values of a shape and format where the kernel finds them.
+type MakeTensor<'a> = dyn Fn(&[usize], &[f32], DType) -> Result<Tensor, KernelError> + 'a;
+
 const EPS: f32 = 1e-6;
 const NUM_BLOCKS: usize = 4;
 const BLOCK_SIZE: usize = 8;
@@ -44,7 +47,7 @@ fn one(findings: &Findings, shape: [usize; 3], has_norm: bool) -> Result<f64, Ke
 
 fn run(
     backend: &Backend,
-    tensor: &dyn Fn(&[usize], &[f32], DType) -> Result<Tensor, KernelError>,
+    tensor: &MakeTensor,
     dtype: DType,
     [heads, kv_heads, head_dim]: [usize; 3],
     [positions, slots]: [&Indices; 2],

@@ -368,7 +368,7 @@ impl Model for FakeModel {
         logits: &mut Tensor,
     ) -> Result<(), KernelError> {
         assert_eq!(logits.shape(), [rows.len(), VOCAB]);
-        for (out, &row) in logits.f32_mut().chunks_mut(VOCAB).zip(rows) {
+        for (out, &row) in logits.f32_mut().chunks_mut(VOCAB).zip(rows.iter()) {
             let token = hidden.f32_row(row as usize)[0] as u32;
             out.fill(if token == NAN { f32::NAN } else { 0.0 });
             if token != NAN {

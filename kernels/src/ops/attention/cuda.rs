@@ -1,6 +1,6 @@
 //! Launches: one kernel for sequences with many query rows, and for the others a kernel that splits
-//! contexts over thread blocks and one that merges the splits. Each skips the other's sequences, so a
-//! mixed step launches all three, and the results do not depend on who took which.
+//! contexts over thread blocks and one that merges the splits. Each skips the other's sequences, so
+//! a mixed step launches all three, and the results do not depend on who took which.
 
 use super::{AttentionBatch, DeviceAttention, OP};
 use crate::device::cuda::{Arg, CudaDevice, Geometry, KernelSpec, Param};

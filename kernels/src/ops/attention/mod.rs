@@ -65,11 +65,12 @@ impl AttentionBatch<'_> {
 ///
 /// Shapes: `q`, `out` [num_tokens, heads * head_dim] F32; `k_cache`, `v_cache` [num_blocks,
 /// kv_heads, block_size, head_dim], F32 or F16. On a GPU all are in the device's activation format,
-/// `head_dim` is 32, 64, 128 or 256, `block_size` a power of two, and `q` and `out` have the rows of
-/// the padded step, of which those of no sequence are neither read nor written.
-/// Numbers: sums in f32 (reference: f64); on a GPU weights are rounded to the activation format. With finite numbers in the cache a row's result depends,
-/// to the bit, on its own query, keys and values alone: not on how the sequence was cut into
-/// chunks and blocks, nor on other sequences or the number of threads.
+/// `head_dim` is 32, 64, 128 or 256, `block_size` a power of two, and `q` and `out` have the rows
+/// of the padded step, of which those of no sequence are neither read nor written.
+/// Numbers: sums in f32 (reference: f64); on a GPU weights are rounded to the activation format.
+/// With finite numbers in the cache a row's result depends, to the bit, on its own query, keys and
+/// values alone: not on how the sequence was cut into chunks and blocks, nor on other sequences or
+/// the number of threads.
 /// Errors: `Shape`, `DType`, `Index` for a block outside the cache or a batch that contradicts
 /// itself.
 /// Source: Vaswani et al., 2017; Ainslie et al., "GQA", 2023; Kwon et al., "PagedAttention", 2023.

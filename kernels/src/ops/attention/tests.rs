@@ -304,7 +304,7 @@ fn check_bits(model: Model, context_len: usize, cuts: &[&[usize]]) {
     }
 }
 
-/// The same on GPUs, where a prefill of all tokens is one kernel's work and single tokens another's.
+/// The same on GPUs, where a prefill of all tokens is one kernel's work, single tokens another's.
 fn check_bits_on_gpus(model: Model, context_len: usize, cuts: &[&[usize]]) {
     for device in cuda_devices() {
         let expected = Step::new(model, &[chunk(1, context_len, context_len)], 16).run_on(&device);

@@ -47,6 +47,9 @@ impl Messages for InMemory {
     }
 }
 
+/// A process that follows: what it was told to do, and how it ended.
+type Following = JoinHandle<(Setup, Result<(), RankStartError>)>;
+
 fn processes(world_size: usize) -> Vec<(Arc<InMemory>, Local)> {
     let mailboxes: Arc<Vec<Mailbox>> =
         Arc::new((0..world_size).map(|_| Mailbox::default()).collect());
@@ -82,7 +85,7 @@ fn follow(
     (messages, link): (Arc<InMemory>, Local),
     num_blocks: usize,
     model: impl FnOnce() -> Result<Box<dyn Model>, LoadError> + Send + 'static,
-) -> JoinHandle<(Setup, Result<(), RankStartError>)> {
+) -> Following {
     std::thread::spawn(move || {
         let follower = Follower::new(messages).unwrap();
         let setup = follower.offer(offer(num_blocks)).unwrap();
@@ -95,9 +98,7 @@ fn follow(
 }
 
 /// Rank 0 with as many others as there are models.
-fn start_group(
-    models: Vec<FakeModel>,
-) -> (Result<RankGroup, RankStartError>, Vec<JoinHandle<(Setup, Result<(), RankStartError>)>>) {
+fn start_group(models: Vec<FakeModel>) -> (Result<RankGroup, RankStartError>, Vec<Following>) {
     let mut processes = processes(1 + models.len());
     let (messages, link) = processes.remove(0);
     let threads = processes.into_iter().zip(models).enumerate();
