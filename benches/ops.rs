@@ -67,6 +67,7 @@ fn bench_attention(c: &mut Criterion) {
             context_len: &[context as u32],
             block_tables: &block_tables,
             block_table_start: &[0, num_blocks as u32],
+            device: None,
         };
         group.bench_function(name, |b| {
             b.iter(|| attention(&backend, &mut out, &q, &k, &v, &batch, 0.125).expect("fits"));

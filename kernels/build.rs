@@ -1,8 +1,8 @@
 //! Compiles every `.cu` file with nvcc, if there is one, and packs the results for `device/cuda`.
 //!
 //! nvcc is taken from CUDA_HOME, from the PATH, or from the cache that `cargo xtask cuda-toolchain`
-//! fills. Without one the crate still builds and holds no kernels. Release builds carry machine code
-//! for all `ARCHITECTURES` and PTX for newer ones; other builds carry the PTX alone, which is
+//! fills. Without one the crate still builds and holds no kernels. Release builds carry machine
+//! code for all `ARCHITECTURES` and PTX for newer ones; other builds carry the PTX alone, which is
 //! compiled in a tenth of the time. MONSOON_CUDA_ARCHS ("80,90", "ptx" or "none") overrides both.
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
-//! The whole server on a GPU, over HTTP: every golden checkpoint at every tensor-parallel size, with
-//! recorded and with eager steps, with the overlapped and the plain loop. On the virtual GPU this
-//! runs the PTX that ships (`cargo xtask virtual-gpu`).
+//! The whole server on a GPU, over HTTP: every golden checkpoint at every tensor-parallel size,
+//! with recorded and with eager steps, with the overlapped and the plain loop. On the virtual GPU
+//! this runs the PTX that ships (`cargo xtask virtual-gpu`).
 
 use serde_json::{Value, json};
 use std::io::Write;

@@ -9,8 +9,9 @@ use half::{bf16, f16};
 /// Dimensions one tensor may have.
 const DIMS_MAX: usize = 6;
 
-/// A dense array in the memory of the host or of a GPU. The first dimension may shrink and grow again up to what was
-/// allocated (`set_rows`), so that one buffer serves steps of any size without a new allocation.
+/// A dense array in the memory of the host or of a GPU. The first dimension may shrink and grow
+/// again up to what was allocated (`set_rows`), so that one buffer serves steps of any size without
+/// a new allocation.
 #[derive(Debug)]
 pub struct Tensor {
     shape: Vec<usize>,

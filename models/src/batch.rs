@@ -122,8 +122,8 @@ impl StepShape {
     }
 }
 
-/// The arrays of a step on a GPU, at fixed addresses for each `StepShape`: one region, filled by one
-/// copy. Two host buffers take turns, so that a step can be written while the one before it is
+/// The arrays of a step on a GPU, at fixed addresses for each `StepShape`: one region, filled by
+/// one copy. Two host buffers take turns, so that a step can be written while the one before it is
 /// still under way.
 pub struct StepUpload {
     region: DeviceBuffer,

@@ -30,8 +30,8 @@ impl Session {
         Self::new_sharded(backend, checkpoint, num_seqs, len_max, Box::new(Solo))
     }
 
-    /// One rank of a group. The reference keeps keys and values in F32, the CPU in F16, a GPU in its
-    /// activation format.
+    /// One rank of a group. The reference keeps keys and values in F32, the CPU in F16, a GPU in
+    /// its activation format.
     pub fn new_sharded(
         backend: &Backend,
         checkpoint: &Checkpoint,

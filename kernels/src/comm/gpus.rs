@@ -58,8 +58,9 @@ impl Communicator for Gpus {
         let len = x.len();
         let (stream, parts) = (self.device.stream().cast(), self.parts.ptr());
         assert_eq!(x.dtype(), DType::F32, "what layers add to the hidden state is F32");
-        // SAFETY: `x` has `len` values, and `parts` has room for those of every rank (`reserve`); both live on this rank's device,
-        // whose stream it is, and are freed only after it has passed.
+        // SAFETY: `x` has `len` values, and `parts` has room for those of every rank (`reserve`);
+        // both live on this rank's device, whose stream it is, and are freed only after it has
+        // passed.
         unsafe { self.nccl.all_gather(parts, x.device_ptr(), len, x.dtype(), stream)? };
         add::cuda::sum_parts(&self.device, x, parts, self.world_size())
     }

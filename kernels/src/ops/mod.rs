@@ -46,8 +46,8 @@ pub fn cuda_kernels() -> impl Iterator<Item = &'static KernelSpec> {
     tables.into_iter().flatten()
 }
 
-/// Loads every kernel and makes the memory that ops share, since neither can be done while a step is
-/// recorded.
+/// Loads every kernel and makes the memory that ops share, since neither can be done while a step
+/// is recorded.
 ///
 /// Errors: `Device`, `OutOfMemory`.
 pub fn prepare_all(device: &CudaDevice) -> Result<(), KernelError> {

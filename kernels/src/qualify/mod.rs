@@ -1,5 +1,5 @@
-//! Is this GPU to be trusted? Every op's CUDA kernels against the reference, over tables of cases that
-//! the binary carries; recorded work against the same work queued; and how fast it all is.
+//! Is this GPU to be trusted? Every op's CUDA kernels against the reference, over tables of cases
+//! that the binary carries; recorded work against the same work queued; and how fast it all is.
 //!
 //! On a virtual GPU the same code runs as a test; its times mean nothing there.
 

@@ -7,8 +7,8 @@ use crate::{DType, KernelError};
 
 const LEN: usize = 10_000;
 
-/// Sums one tensor over `devices`, a thread each. Gives the largest distance from the right sum on any
-/// of them, in units of what is allowed.
+/// Sums one tensor over `devices`, a thread each. Gives the largest distance from the right sum on
+/// any of them, in units of what is allowed.
 ///
 /// Errors: `Device`, also when there is no NCCL.
 pub fn all_reduce(devices: &[CudaDevice]) -> Result<f64, KernelError> {

@@ -1,4 +1,5 @@
-//! Inputs that are the same everywhere, on the host and on a device, and how far results may lie apart.
+//! Inputs that are the same everywhere, on the host and on a device, and how far results may lie
+//! apart.
 
 use crate::device::cuda::{CudaDevice, DeviceBuffer};
 use crate::{DType, Indices, KernelError, Tensor};

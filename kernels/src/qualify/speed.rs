@@ -1,6 +1,6 @@
-//! How fast a device copies, multiplies and runs each op: medians of several runs, between two events
-//! on the stream. Sizes grow until a run takes long enough to be timed, so that a slow device, such as
-//! a virtual one, is done soon; its numbers then say little.
+//! How fast a device copies, multiplies and runs each op: medians of several runs, between two
+//! events on the stream. Sizes grow until a run takes long enough to be timed, so that a slow
+//! device, such as a virtual one, is done soon; its numbers then say little.
 
 use super::numbers::{bytes_of, on_device, values};
 use crate::device::cuda::{CudaDevice, DeviceBuffer, Event, KernelSpec, PinnedBuffer};

@@ -1,10 +1,10 @@
-//! The shapes that the report counts: each op of Qwen3 0.6B, 8B and 32B at decode and prefill sizes,
-//! as launches that finish in seconds on the virtual GPU.
+//! The shapes that the report counts: each op of Qwen3 0.6B, 8B and 32B at decode and prefill
+//! sizes, as launches that finish in seconds on the virtual GPU.
 //!
-//! A case runs a slice of its op that whole thread blocks compute, as the rows of a norm, one column
-//! tile of a weight, or one kv head. All slices do the same, so the counts of one, times their number,
-//! are those of the op. Grids and arguments are those of `kernels/src/ops/*/cuda.rs`; a launch that
-//! leaves a byte of its result unwritten is an error.
+//! A case runs a slice of its op that whole thread blocks compute, as the rows of a norm, one
+//! column tile of a weight, or one kv head. All slices do the same, so the counts of one, times
+//! their number, are those of the op. Grids and arguments are those of `kernels/src/ops/*/cuda.rs`;
+//! a launch that leaves a byte of its result unwritten is an error.
 
 mod attention;
 mod elementwise;
@@ -88,11 +88,12 @@ pub struct Case {
     pub num_slices: f64,
     /// Of the whole op: each byte of memory that it needs, once.
     pub minimal_bytes: f64,
-    /// Of the whole op: what more than one thread block must read of operands that they share, beyond
-    /// the first time. In decode steps those are small and stay in the second-level cache; in prefill
-    /// steps they are weights and keys, which need not.
+    /// Of the whole op: what more than one thread block must read of operands that they share,
+    /// beyond the first time. In decode steps those are small and stay in the second-level cache;
+    /// in prefill steps they are weights and keys, which need not.
     pub reread_bytes: f64,
-    /// Of the whole op: sums of splits, written and read once. They count as bytes that are not needed.
+    /// Of the whole op: sums of splits, written and read once. They count as bytes that are not
+    /// needed.
     pub partial_bytes: f64,
     /// Of the whole op: bytes of weights or of the KV cache, to be moved 16 at a time.
     pub wide_bytes: f64,

@@ -30,7 +30,8 @@ pub struct Counts {
     pub ways: f64,
 }
 
-/// Counts of each case, in order. Those of unchanged kernels and shapes are taken from the last run.
+/// Counts of each case, in order. Those of unchanged kernels and shapes are taken from the last
+/// run.
 pub fn run_all(cases: &[Case], modules: &[Module], specs: &[&KernelSpec]) -> Result<Vec<Counts>> {
     let mut parsed = BTreeMap::new();
     for module in modules {
@@ -190,7 +191,8 @@ pub fn above_limit<'a>(shapes: &[(&'a Case, &'a Counts)]) -> Vec<(&'a Case, &'a 
 }
 
 impl Counts {
-    /// Bytes counted, but for what blocks must read again of what they share, over the minimal ones.
+    /// Bytes counted, but for what blocks must read again of what they share, over the minimal
+    /// ones.
     pub fn bytes_ratio(&self, case: &Case) -> f64 {
         (self.bytes - case.reread_bytes) / case.minimal_bytes
     }

@@ -200,8 +200,8 @@ pub fn ptx_params(ptx: &str) -> BTreeMap<String, Vec<String>> {
         if let Some(rest) = line.strip_prefix(".visible .entry ") {
             let name = rest.split('(').next().unwrap_or_default().trim().to_string();
             current = Some((name, Vec::new()));
-        } else if let (Some(rest), Some((_, types))) =
-            (line.trim_start().strip_prefix(".param ."), &mut current)
+        } else if let Some(rest) = line.trim_start().strip_prefix(".param .")
+            && let Some((_, types)) = &mut current
         {
             types.push(rest.split_whitespace().next().unwrap_or_default().to_string());
         }

@@ -1,5 +1,5 @@
-//! How many thread blocks a multiprocessor holds at once, computed by NVIDIA's cuda_occupancy.h: host
-//! code of the toolchain, compiled and run here.
+//! How many thread blocks a multiprocessor holds at once, computed by NVIDIA's cuda_occupancy.h:
+//! host code of the toolchain, compiled and run here.
 
 use super::compile::output;
 use crate::cuda_toolchain;

@@ -7,8 +7,8 @@ use anyhow::Result;
 use kernels::device::cuda::{KernelSpec, Param};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Architectures whose machine code is compared: one that keeps parameters where all up to sm_89 do,
-/// and one of those after.
+/// Architectures whose machine code is compared: one that keeps parameters where all up to sm_89
+/// do, and one of those after.
 const ARCHITECTURES: [&str; 2] = ["80", "90"];
 
 /// Every difference, in words.

@@ -11,8 +11,8 @@ const INTRODUCTION: &str = "\
 # What is known of the GPU kernels without a GPU
 
 Written by `cargo xtask kernel-report`; `cargo xtask kernel-report --check` fails when it is out of
-date or a kernel breaks a limit. **Nothing here was measured on a GPU, and nothing here is a claim of
-speed.** Each table says of its columns whether they were
+date or a kernel breaks a limit. **Nothing here was measured on a GPU, and nothing here is a claim
+of speed.** Each table says of its columns whether they were
 
 - *read*: from what NVIDIA's compiler and disassembler (13.0.88, 13.5.37) say of the machine code,
 - *counted*: by the virtual GPU, which runs the PTX that ships,
@@ -37,12 +37,16 @@ fn resources(text: &mut String, kernels: &[Kernel], occupancies: &[[Occupancy; 3
     let archs = ARCHITECTURES.map(|a| format!("sm_{a}")).join(", ");
     text.push_str(&format!(
         "\n## Registers, shared memory, occupancy\n\n\
-         Read: registers of a thread on {archs} (one number where all agree); spilled bytes, of all \
-         architectures; static shared memory; threads of a block (launch bounds). Computed: dynamic \
+         Read: registers of a thread on {archs} (one number where all agree); spilled bytes, of \
+         all \
+         architectures; static shared memory; threads of a block (launch bounds). Computed: \
+         dynamic \
          shared memory, as the launch asks for it; blocks that a multiprocessor holds at once, and \
-         the share of its threads that they fill, by NVIDIA's cuda_occupancy.h. Assumed: the sizes of \
+         the share of its threads that they fill, by NVIDIA's cuda_occupancy.h. Assumed: the \
+         sizes of \
          a multiprocessor.\n\n\
-         | kernel | registers | spilled | shared, static + dynamic | threads | A100 | H100 | B200 |\n\
+         | kernel | registers | spilled | shared, static + dynamic | threads | A100 | H100 \
+         | B200 |\n\
          |---|---|---|---|---|---|---|---|\n"
     ));
     for (kernel, occupancy) in kernels.iter().zip(occupancies) {
@@ -70,8 +74,10 @@ fn instructions(text: &mut String, kernels: &[Kernel]) {
     text.push_str(
         "\n## Instructions of kernels that multiply matrices\n\n\
          Read, from the machine code for sm_80 and for sm_90, as written there (not as executed): \
-         HMMA (matrix products), LDSM (matrix loads from shared memory), LDGSTS (copies from global \
-         to shared memory). No kernel has LDL or STL (local memory) on any architecture, unless the \
+         HMMA (matrix products), LDSM (matrix loads from shared memory), LDGSTS (copies from \
+         global \
+         to shared memory). No kernel has LDL or STL (local memory) on any architecture, unless \
+         the \
          last column says so.\n\n\
          | kernel | HMMA | LDSM | LDGSTS | LDL + STL |\n|---|---|---|---|---|\n",
     );
@@ -123,16 +129,20 @@ const MMA_FLOPS: f64 = 2.0 * 16.0 * 8.0 * 16.0;
 fn work(text: &mut String, shapes: &[(&Case, &Counts)]) {
     text.push_str(
         "\n## Work of each op, by shape\n\n\
-         bf16 activations, one layer. Computed: minimal bytes (each byte of memory that the op needs, \
-         once) and floating-point operations; the roofline, the larger of minimal bytes / 3.35 TB/s \
-         and operations / 989 TFLOP/s, which no kernel on an H100 can beat (assumed: both rates, from \
-         the data sheet; it is not what the kernel takes); re-read: what several thread blocks must \
-         each read of an operand they share beyond the first time: x, queries, norm weights and tables, \
-         which a cache holds, and in prefill steps weights, keys and values, which it need not. \
+         bf16 activations, one layer. Computed: minimal bytes (each byte of memory that the op \
+         needs, once) and floating-point operations; the roofline, the larger of minimal bytes / \
+         3.35 TB/s and operations / 989 TFLOP/s, which no kernel on an H100 can beat (assumed: \
+         both rates, from the data sheet; it is not what the kernel takes); re-read: what several \
+         thread blocks must each read of an operand they share beyond the first time: x, queries, \
+         norm weights and tables, which a cache holds, and in prefill steps weights, keys and \
+         values, which it need not. \
          Counted by the virtual GPU: bytes that threads ask for in global memory, m16n8k16 \
-         instructions, and bank conflicts of the worst line of the main loop (a line with 5% of the \
-         kernel's shared-memory passes), 1.00 being none. Counts are those of the slice, which runs, \
-         times the slices of the op, which all do the same. Ratio: counted bytes less re-reads, over \
+         instructions, and bank conflicts of the worst line of the main loop (a line with 5% of \
+         the \
+         kernel's shared-memory passes), 1.00 being none. Counts are those of the slice, which \
+         runs, \
+         times the slices of the op, which all do the same. Ratio: counted bytes less re-reads, \
+         over \
          minimal bytes, and mma over operations / 4096. Attention decodes against 2048 keys.\n\n\
          | kernel | op | model | shape | slice | minimal bytes | operations | H100 roofline, us | \
          counted bytes | re-read | ratio | mma | ratio | bank conflicts |\n\

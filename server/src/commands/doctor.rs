@@ -20,8 +20,8 @@ const SECRET_MARKS: [&str; 3] = ["KEY", "TOKEN", "SECRET"];
 
 /// Prints the findings on standard output, and those about GPUs to the file that `--json` names.
 ///
-/// Errors: a GPU that does not compute what the reference does, or a file that cannot be written. The
-/// rest is for the operator to judge.
+/// Errors: a GPU that does not compute what the reference does, or a file that cannot be written.
+/// The rest is for the operator to judge.
 pub fn run(config: DoctorConfig, env: &Environment) -> Result<(), CommandError> {
     println!("monsoon {}", env!("CARGO_PKG_VERSION"));
     print_machine();

@@ -1,6 +1,6 @@
-//! Whether a GPU's kernels agree with the reference on this very hardware, and what was found, kept in
-//! the cache folder for each GPU, driver and set of kernels. A kernel that disagrees is switched off
-//! and its alternative taken; where there is none, nothing is served on that GPU.
+//! Whether a GPU's kernels agree with the reference on this very hardware, and what was found, kept
+//! in the cache folder for each GPU, driver and set of kernels. A kernel that disagrees is switched
+//! off and its alternative taken; where there is none, nothing is served on that GPU.
 
 use super::StartupError;
 use kernels::KernelError;
@@ -59,8 +59,8 @@ impl Subject {
     }
 }
 
-/// Makes sure that `device` computes right before it serves: by the record of an earlier start or of
-/// `monsoon doctor`, or else by trying each op now, which takes a few seconds.
+/// Makes sure that `device` computes right before it serves: by the record of an earlier start or
+/// of `monsoon doctor`, or else by trying each op now, which takes a few seconds.
 ///
 /// Errors: an op disagrees and has no alternative, or the device fails.
 pub fn ensure(device: &CudaDevice, cache_dir: &Path) -> Result<(), StartupError> {
@@ -118,7 +118,8 @@ pub fn confirm(device: &CudaDevice, record: &Record) -> Result<(), StartupError>
     }
 }
 
-/// Keeps the record for the next start. A folder that cannot be written costs that start some seconds.
+/// Keeps the record for the next start. A folder that cannot be written costs that start some
+/// seconds.
 pub fn keep(record: &Record, cache_dir: &Path) {
     store(record, &record.subject.path(cache_dir));
 }

@@ -18,8 +18,8 @@ impl RowRef<'_> {
     }
 }
 
-/// The rows whose logits are asked for, chunk by chunk and in order of position. `steps[i]` says how
-/// chunk i is sampled.
+/// The rows whose logits are asked for, chunk by chunk and in order of position. `steps[i]` says
+/// how chunk i is sampled.
 pub(super) fn rows_of<'a>(plan: &'a Plan, steps: &'a [Option<Cow<SampleStep>>]) -> Vec<RowRef<'a>> {
     let mut rows = Vec::new();
     let mut first = 0;

@@ -176,9 +176,9 @@ impl PinnedBuffer {
         assert!(len <= self.len && offset + len <= to.len(), "the copy lies inside both buffers");
         self.device.bind()?;
         let stream = self.device.stream();
+        let bytes = &self.bytes()[..len];
         // SAFETY: both ranges lie inside their buffers, by the assert; the caller keeps this buffer
         // unchanged until the copy is done.
-        let bytes = &self.bytes()[..len];
         check(unsafe { result::memcpy_htod_async(to.ptr() + offset as u64, bytes, stream) })
     }
 

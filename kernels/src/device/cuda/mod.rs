@@ -49,8 +49,8 @@ struct Inner {
     choices: Mutex<Choices>,
 }
 
-/// Which of several kernels that compute the same bits is launched; filled by what was found out about
-/// this device, see `qualify`.
+/// Which of several kernels that compute the same bits is launched; filled by what was found out
+/// about this device, see `qualify`.
 #[derive(Default)]
 struct Choices {
     /// Kernels that must not be launched.

@@ -13,8 +13,8 @@ use bytes::Bytes;
 
 const OP: &str = "embedding";
 
-/// A matrix that is only read by row. In host memory it stays as it lies in the checkpoint (mostly a
-/// memory map); a GPU gets a copy of the same bytes.
+/// A matrix that is only read by row. In host memory it stays as it lies in the checkpoint (mostly
+/// a memory map); a GPU gets a copy of the same bytes.
 #[derive(Debug)]
 pub struct Table {
     pub dtype: DType,

@@ -11,7 +11,8 @@ use crate::{Backend, DType, Indices, KernelError, Tensor};
 
 /// out[i] = x[rows[i]].
 ///
-/// Shapes: `x` [n, m]; `out` [rows.len(), m], on a GPU longer for a padded step. Numbers: exact. Errors: `Index`, `Shape`, `DType`.
+/// Shapes: `x` [n, m]; `out` [rows.len(), m], on a GPU longer for a padded step. Numbers: exact.
+/// Errors: `Index`, `Shape`, `DType`.
 pub fn gather_rows(
     backend: &Backend,
     out: &mut Tensor,

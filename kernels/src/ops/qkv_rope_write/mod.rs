@@ -1,11 +1,12 @@
-//! From the projections to attention: norms of heads, rotary positions, keys and values to the cache.
+//! From the projections to attention: norms of heads, rotary positions, keys and values to the
+//! cache.
 
 pub mod cuda;
+pub mod reference;
 #[cfg(test)]
 mod tests;
 
-use super::rms_norm::rms_norm_in_place;
-use super::{RopeTable, expect, expect_indices, kv_write, rope, rows_for};
+use super::{RopeTable, expect, expect_indices, rows_for};
 use crate::{Backend, DType, Indices, KernelError, Tensor};
 
 const OP: &str = "qkv_rope_write";
@@ -37,16 +38,15 @@ pub struct HeadNorm<'a> {
     pub eps: f32,
 }
 
-/// Norms (if there are weights) and rotates the heads of `q` and `k`, then stores keys and values in
-/// their slots: `rms_norm_in_place`, `rope` and `kv_write` in one.
+/// Norms (if there are weights) and rotates the heads of `q` and `k`, then stores keys and values
+/// in their slots: `rms_norm_in_place`, `rope` and `kv_write` in one.
 ///
 /// Shapes: `q` [num_tokens, heads * head_dim], `k`, `v` [num_tokens, kv_heads * head_dim], in the
 /// backend's activation format, on a GPU longer for a padded step; `caches`: of keys and of values,
-/// [num_blocks, kv_heads, block_size, head_dim] each. `k` is spent: what it holds afterwards depends
-/// on the backend. Memory: on a GPU each row is read and written once.
-/// Numbers: those of the three ops; on a GPU f32, rounded once to the format of `q` and of the
-/// caches.
-/// Errors: `Index` for a position outside the table or a slot outside the cache, `Shape`, `DType`.
+/// [num_blocks, kv_heads, block_size, head_dim] each. `k` is spent: what it holds afterwards
+/// depends on the backend. Memory: on a GPU each row is read and written once. Numbers: those of
+/// the three ops; on a GPU f32, rounded once to the format of `q` and of the caches. Errors:
+/// `Index` for a position outside the table or a slot outside the cache, `Shape`, `DType`.
 pub fn qkv_rope_write(
     backend: &Backend,
     q: &mut Tensor,
@@ -60,15 +60,7 @@ pub fn qkv_rope_write(
         check_on_gpu(backend, [q, k, v], [&*caches[0], &*caches[1]], positions, heads)?;
         return cuda::qkv_rope_write(device, q, k, v, caches, positions, heads);
     }
-    if let Some(norm) = &heads.norm {
-        rms_norm_in_place(backend, q, norm.q_weight, norm.eps)?;
-        rms_norm_in_place(backend, k, norm.k_weight, norm.eps)?;
-    }
-    rope(backend, q, positions.positions, positions.table, heads.head_dim)?;
-    rope(backend, k, positions.positions, positions.table, heads.head_dim)?;
-    let [k_cache, v_cache] = caches;
-    kv_write(backend, k_cache, k, positions.slots)?;
-    kv_write(backend, v_cache, v, positions.slots)
+    reference::qkv_rope_write(backend, [q, k], v, caches, positions, heads)
 }
 
 fn check_on_gpu(

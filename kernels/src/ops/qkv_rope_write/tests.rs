@@ -1,5 +1,7 @@
 use super::*;
+use crate::ops::rms_norm::rms_norm_in_place;
 use crate::ops::testing::*;
+use crate::ops::{kv_write, rope};
 
 const BLOCK_SIZE: usize = 8;
 const NUM_BLOCKS: usize = 6;

@@ -38,13 +38,13 @@ pub fn rms_norm(
 
 /// Adds `delta`, if there is one, to the residual stream `hidden`, and norms the sum.
 ///
-/// hidden += delta; out[t, i] = weight[i] * hidden[t, i] / sqrt(mean over j of hidden[t, j]^2 + eps)
+/// hidden += delta; out[t, i] = weight[i] * hidden[t, i] / sqrt(mean over j of hidden[t, j]^2 +
+/// eps)
 ///
-/// Shapes: `hidden`, `delta` [num_tokens, n] F32; `out` the same in the backend's activation format;
-/// `weight` [n], n a multiple of 4 on a GPU. Memory: on a GPU reads `hidden` and `delta` once, up to
-/// n = 8192.
-/// Numbers: as `add_assign`, then `rms_norm`; on a GPU rounded once to the activation format.
-/// Errors: `Shape`, `DType`.
+/// Shapes: `hidden`, `delta` [num_tokens, n] F32; `out` the same in the backend's activation
+/// format; `weight` [n], n a multiple of 4 on a GPU. Memory: on a GPU reads `hidden` and `delta`
+/// once, up to n = 8192. Numbers: as `add_assign`, then `rms_norm`; on a GPU rounded once to the
+/// activation format. Errors: `Shape`, `DType`.
 pub fn add_rms_norm(
     backend: &Backend,
     hidden: &mut Tensor,

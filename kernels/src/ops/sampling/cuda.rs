@@ -117,8 +117,8 @@ pub fn sample(
     device.launch(&KERNELS[1], choose, &args)
 }
 
-/// token_ids[i] = sampled[from[i]], where from[i] is not u32::MAX; all three are device addresses of
-/// u32 arrays.
+/// token_ids[i] = sampled[from[i]], where from[i] is not u32::MAX; all three are device addresses
+/// of u32 arrays.
 pub fn feed_tokens(
     device: &CudaDevice,
     token_ids: u64,

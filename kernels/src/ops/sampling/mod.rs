@@ -1,10 +1,11 @@
 //! Logits -> token ids on a GPU, without a host round trip per token.
 //!
 //! The meaning is that of the CPU's sampler (`server/src/ranks/sampler.rs`), step by step:
-//! log-probabilities of the raw logits (if asked for); bias; repetition, then frequency and presence
-//! penalties; bans; greedy, or temperature, min_p, top_k, top_p, draw. Greedy choices are the same
-//! token; draws differ only where the random number lies within rounding of the border between two
-//! tokens. A step's rows travel as `SampleRow`s in one array, with their lists in another.
+//! log-probabilities of the raw logits (if asked for); bias; repetition, then frequency and
+//! presence penalties; bans; greedy, or temperature, min_p, top_k, top_p, draw. Greedy choices are
+//! the same token; draws differ only where the random number lies within rounding of the border
+//! between two tokens. A step's rows travel as `SampleRow`s in one array, with their lists in
+//! another.
 
 pub mod cuda;
 pub mod reference;
@@ -294,7 +295,8 @@ pub struct Logprobs {
 }
 
 impl SampleResult {
-    /// From `RESULT_WORDS` words as the device wrote them; none when no logit of the row was finite.
+    /// From `RESULT_WORDS` words as the device wrote them; none when no logit of the row was
+    /// finite.
     pub fn from_words(words: &[u32]) -> Option<SampleResult> {
         let &[token, failed, logprob, rank, num_top] = &words[..5] else { unreachable!("5 words") };
         if failed != 0 {

@@ -55,8 +55,8 @@ pub fn distribution(
 }
 
 impl Distribution {
-    /// The id at `uniform`, ids in rising order; none when that is within 1e-5 of the border between
-    /// two ids.
+    /// The id at `uniform`, ids in rising order; none when that is within 1e-5 of the border
+    /// between two ids.
     pub fn token(&self, uniform: f64) -> Option<u32> {
         let mut reached = 0.0;
         for (id, &probability) in self.probabilities.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! Products with weights: a slice is one column tile of 128 outputs over all of k, and where there are
-//! more rows than a thread block takes, one block of rows.
+//! Products with weights: a slice is one column tile of 128 outputs over all of k, and where there
+//! are more rows than a thread block takes, one block of rows.
 
 use super::{ACT_BYTES, Case, Class, F32_BYTES, Fill, Limits, Model, Value, case};
 use kernels::DType;

@@ -1,5 +1,5 @@
-//! What `doctor` finds out about the GPUs: does every kernel agree with the reference, and how fast is
-//! it all. The result for servers on this machine is kept, see `qualification`.
+//! What `doctor` finds out about the GPUs: does every kernel agree with the reference, and how fast
+//! is it all. The result for servers on this machine is kept, see `qualification`.
 
 use crate::commands::qualification::{self, Record, Subject, describe};
 use crate::config::GpuTrial;
@@ -14,8 +14,8 @@ use std::path::Path;
 /// Of a device whose driver names it so, nothing that has to do with time means anything.
 const VIRTUAL_MARK: &str = "no hardware";
 
-/// Prints what was found, and gives it as JSON: one entry for each GPU, and what became of a sum over
-/// all of them. Also says whether all is well.
+/// Prints what was found, and gives it as JSON: one entry for each GPU, and what became of a sum
+/// over all of them. Also says whether all is well.
 pub fn examine(trial: GpuTrial, cache_dir: &Path) -> (Value, Value, bool) {
     println!("\ngpus");
     let count = cuda::device_count();
@@ -172,7 +172,10 @@ fn timings(device: &CudaDevice, is_virtual: bool) -> Result<Value, KernelError> 
             println!("     {what}: {median_ms:.3} ms, {rate:.1} {unit}");
         }
     }
-    let one = |t: &Timing| json!({ "what": t.what, "median_ms": t.median_ms, "rate": t.rate, "unit": t.unit });
+    let one = |t: &Timing| {
+        let Timing { what, median_ms, rate, unit, .. } = t;
+        json!({ "what": what, "median_ms": median_ms, "rate": rate, "unit": unit })
+    };
     let list: Vec<Value> = timings.iter().map(one).collect();
     let note = match is_virtual {
         true => "a virtual GPU: these times mean nothing",

@@ -24,8 +24,8 @@ pub struct RankDevice {
 }
 
 impl Devices {
-    /// For `num_ranks` ranks that share the threads of this process out evenly, at least one each; on
-    /// GPUs, one for each rank. `activation`: what a GPU computes in.
+    /// For `num_ranks` ranks that share the threads of this process out evenly, at least one each;
+    /// on GPUs, one for each rank. `activation`: what a GPU computes in.
     ///
     /// Errors: there are not enough GPUs.
     pub fn share(

@@ -22,7 +22,8 @@ driver_api! {
         }
         let handle = state.new_handle();
         let timing = flags & FLAG_DISABLE_TIMING == 0;
-        state.events.insert(handle, Event { context, timing, recorded: Recorded::Never, num_queries: 0 });
+        let fresh = Event { context, timing, recorded: Recorded::Never, num_queries: 0 };
+        state.events.insert(handle, fresh);
         put(event, handle)
     }
 

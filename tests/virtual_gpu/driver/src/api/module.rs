@@ -93,13 +93,11 @@ driver_api! {
         let device = state.device_of(context);
         let memory = &driver.memories[device];
         let (start, size) = memory.variable(&loaded.module.ptx, name).ok_or(Code::NOT_FOUND)?;
-        if state.allocations.get(&start).is_none() {
-            // From now on the program may copy to and from it.
-            let owner = AllocationOwner::Module;
-            let variable = Allocation { bytes: size, device, context, owner };
-            state.allocations.insert(start, variable);
-            state.devices[device].used_bytes += size;
-        }
+        let owner = AllocationOwner::Module;
+        let variable = Allocation { bytes: size, device, context, owner };
+        // From the first time on the program may copy to and from it.
+        let before = state.allocations.insert(start, variable);
+        state.devices[device].used_bytes += if before.is_none() { size } else { 0 };
         put_if_asked(address, start);
         put_if_asked(bytes, size as usize);
         Ok(())
