@@ -125,7 +125,7 @@ fn one(findings: &Findings, heads: [usize; 3]) -> Result<f64, KernelError> {
     let mut expected = Tensor::zeros(DType::F32, &step.q_shape)?;
     let (reference, batch) = (Backend::Reference, step.batch(None));
     ops::attention(&reference, &mut expected, &q, &k_cache, &v_cache, &batch, scale)?;
-    // Each weight is rounded by up to half a unit, and so is their sum: a result may be off by a unit of
-    // the largest value.
+    // Each weight is rounded by up to half a unit, and so is their sum: a result may be off by a
+    // unit of the largest value.
     Ok(Tolerance::of(dtype, VALUE_MAX).deviation(&out.to_f32()?, expected.f32()))
 }

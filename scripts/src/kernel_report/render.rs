@@ -103,9 +103,10 @@ fn not_kept(text: &mut String, shapes: &[(&Case, &Counts)]) {
          Decode attention, products of few rows and fused elementwise ops should move at most 1.1 \
          times the bytes that they need (less re-reads of small operands that blocks share, see \
          below). These do not: splits along k, which give work to multiprocessors that would have \
-         none, write and read their sums in f32. For one row that costs 3% at most, for more rows as \
-         much as the last column says (computed). Counted: the ratio.\n\n\
-         | kernel | op | model | shape | ratio | of it sums of splits |\n|---|---|---|---|---|---|\n",
+         none, write and read their sums in f32. For one row that costs 3% at most, for more rows \
+         as much as the last column says (computed). Counted: the ratio.\n\n\
+         | kernel | op | model | shape | ratio | of it sums of splits |\n\
+         |---|---|---|---|---|---|\n",
     );
     for (case, counts) in above {
         text.push_str(&format!(
