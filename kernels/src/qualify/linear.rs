@@ -11,9 +11,10 @@ use crate::{Backend, DType, KernelError, Tensor};
 const ROWS: [usize; 4] = [1, 17, 40, 130];
 /// Outputs and inputs: with a rest in both, and with splits.
 const SHAPES: [[usize; 2]; 2] = [[200, 512], [136, 1280]];
-/// How far a sum may lie from the reference, in units in the last place of the activation format at
-/// the size of a usual sum: weights of the quantised formats are rounded to that format once.
-const UNITS: f32 = 2.0;
+/// How far a sum may lie from the reference, in units in the last place of the activation format
+/// at the size of a usual sum: weights of the quantised formats are rounded to that format once. A
+/// wrong sum is off by a hundred of them.
+const UNITS: f32 = 4.0;
 
 pub fn linear(findings: &mut Findings) {
     for &[n, k] in findings.cases(&SHAPES, 1) {

@@ -89,9 +89,12 @@ pub struct Case {
     /// Of the whole op: each byte of memory that it needs, once.
     pub minimal_bytes: f64,
     /// Of the whole op: what more than one thread block must read of operands that they share,
-    /// beyond the first time, where the whole operand is far below the second-level cache (50 MB on
-    /// an H100).
+    /// beyond the first time. In decode steps those are small and stay in the second-level cache;
+    /// in prefill steps they are weights and keys, which need not.
     pub reread_bytes: f64,
+    /// Of the whole op: sums of splits, written and read once. They count as bytes that are not
+    /// needed.
+    pub partial_bytes: f64,
     /// Of the whole op: bytes of weights or of the KV cache, to be moved 16 at a time.
     pub wide_bytes: f64,
     pub flops: f64,
@@ -185,6 +188,7 @@ fn case(op: &str, model: &Model, class: &Class) -> Case {
         num_slices: 1.0,
         minimal_bytes: 0.0,
         reread_bytes: 0.0,
+        partial_bytes: 0.0,
         wide_bytes: 0.0,
         flops: 0.0,
         limits: Limits::default(),

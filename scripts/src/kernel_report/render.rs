@@ -3,7 +3,7 @@
 use super::budgets::multiplies_matrices;
 use super::cases::{self, Case};
 use super::compile::ARCHITECTURES;
-use super::counts::Counts;
+use super::counts::{self, Counts};
 use super::facts::Kernel;
 use super::occupancy::{DEVICES, Occupancy};
 
@@ -28,6 +28,7 @@ pub fn render(
     let mut text = INTRODUCTION.to_string();
     resources(&mut text, kernels, occupancies);
     instructions(&mut text, kernels);
+    not_kept(&mut text, shapes);
     work(&mut text, shapes);
     text
 }
@@ -92,6 +93,34 @@ fn instructions(text: &mut String, kernels: &[Kernel]) {
     }
 }
 
+fn not_kept(text: &mut String, shapes: &[(&Case, &Counts)]) {
+    let above = counts::above_limit(shapes);
+    if above.is_empty() {
+        return;
+    }
+    text.push_str(
+        "\n## Limits that are not kept\n\n\
+         Decode attention, products of few rows and fused elementwise ops should move at most 1.1 \
+         times the bytes that they need (less re-reads of small operands that blocks share, see \
+         below). These do not: splits along k, which give work to multiprocessors that would have \
+         none, write and read their sums in f32. For one row that costs 3% at most, for more rows \
+         as much as the last column says (computed). Counted: the ratio.\n\n\
+         | kernel | op | model | shape | ratio | of it sums of splits |\n\
+         |---|---|---|---|---|---|\n",
+    );
+    for (case, counts) in above {
+        text.push_str(&format!(
+            "| {} | {} | {} | {} | {:.3} | {:.3} |\n",
+            case.launches[0].kernel,
+            case.op,
+            case.model,
+            case.class,
+            counts.bytes_ratio(case),
+            case.partial_bytes / case.minimal_bytes,
+        ));
+    }
+}
+
 /// Of an H100, by its data sheet: bytes and bf16 operations in a second.
 const H100_BYTES_PER_S: f64 = 3.35e12;
 const H100_FLOPS: f64 = 989e12;
@@ -102,14 +131,12 @@ fn work(text: &mut String, shapes: &[(&Case, &Counts)]) {
     text.push_str(
         "\n## Work of each op, by shape\n\n\
          bf16 activations, one layer. Computed: minimal bytes (each byte of memory that the op \
-         needs, \
-         once) and floating-point operations; the roofline, the larger of minimal bytes / 3.35 \
-         TB/s \
-         and operations / 989 TFLOP/s, which no kernel on an H100 can beat (assumed: both rates, \
-         from \
-         the data sheet; it is not what the kernel takes); re-read: what several thread blocks \
-         must \
-         each read of an operand they share, as x, norm weights and tables, beyond the first time. \
+         needs, once) and floating-point operations; the roofline, the larger of minimal bytes / \
+         3.35 TB/s and operations / 989 TFLOP/s, which no kernel on an H100 can beat (assumed: \
+         both rates, from the data sheet; it is not what the kernel takes); re-read: what several \
+         thread blocks must each read of an operand they share beyond the first time: x, queries, \
+         norm weights and tables, which a cache holds, and in prefill steps weights, keys and \
+         values, which it need not. \
          Counted by the virtual GPU: bytes that threads ask for in global memory, m16n8k16 \
          instructions, and bank conflicts of the worst line of the main loop (a line with 5% of \
          the \

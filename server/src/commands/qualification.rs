@@ -73,10 +73,7 @@ pub fn ensure(device: &CudaDevice, cache_dir: &Path) -> Result<(), StartupError>
     }
     tracing::info!(device = device.name(), "trying each kernel on this GPU for the first time");
     let record = decide(device, &subject, &qualify(device, Depth::Short))?;
-    if !record.switched_off.is_empty() {
-        // Now with the alternatives.
-        decide(device, &subject, &qualify(device, Depth::Short))?;
-    }
+    confirm(device, &record)?;
     store(&record, &path);
     Ok(())
 }
@@ -100,6 +97,25 @@ pub fn decide(
     let names: Vec<String> = verdict.switch_off.iter().map(|k| k.name.to_string()).collect();
     switch_off(device, &names);
     Ok(Record { subject: subject.clone(), switched_off: names, preferred: Vec::new() })
+}
+
+/// Where kernels were switched off, tries their alternatives at their places.
+///
+/// Errors: one of them disagrees, too.
+pub fn confirm(device: &CudaDevice, record: &Record) -> Result<(), StartupError> {
+    if record.switched_off.is_empty() {
+        return Ok(());
+    }
+    let findings = qualify(device, Depth::Short);
+    let mut wrong = findings.iter().filter(|finding| !finding.is_right());
+    match wrong.next() {
+        None => Ok(()),
+        Some(finding) => Err(StartupError::Unqualified {
+            device: device.name().to_string(),
+            what: describe(finding),
+            others: wrong.count(),
+        }),
+    }
 }
 
 /// Keeps the record for the next start. A folder that cannot be written costs that start some

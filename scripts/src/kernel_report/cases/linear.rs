@@ -81,6 +81,10 @@ fn product(model: &Model, class: &Class, projection: &Projection, format: Format
     // x for every column tile, W for every block of rows.
     case.reread_bytes =
         ((num_columns - 1) * x_bytes) as f64 + (num_row_blocks - 1) as f64 * weight_bytes;
+    if splits > 1 {
+        let sums = splits * class.rows * num_columns * TILE_N;
+        case.partial_bytes = (2 * sums * F32_BYTES) as f64;
+    }
     case.wide_bytes = weight_bytes * num_row_blocks as f64;
     case.flops = 2.0 * class.rows as f64 * n as f64 * k as f64;
     case.limits = if class.is_prefill { Limits::WAYS } else { Limits::BOTH };

@@ -92,14 +92,36 @@ fn examine_one(
         "memory_bytes": { "free": free, "total": total },
         "multiprocessors": device.num_multiprocessors()?,
     });
-    if !images::has_kernels() {
+    if !images::has_kernels() || trial == GpuTrial::None {
         return Ok((entry, true));
     }
-    let depth = match trial {
-        GpuTrial::None => return Ok((entry, true)),
-        GpuTrial::Short => Depth::Short,
-        GpuTrial::Full | GpuTrial::Timed => Depth::Full,
-    };
+    let record = try_kernels(device, trial, &subject, &mut entry);
+    if trial == GpuTrial::Timed {
+        entry["timings"] = timings(device, is_virtual)?;
+    }
+    let Some(mut record) = record else { return Ok((entry, false)) };
+    if trial == GpuTrial::Timed {
+        let races = race(device)?;
+        entry["alternatives"] = races.iter().map(race_json).collect();
+        // What a virtual GPU is fast at means nothing for any other, nor for itself.
+        if !is_virtual {
+            let pair =
+                |race: &Race| Some([race.usual.name.to_string(), race.winner()?.name.to_string()]);
+            record.preferred = races.iter().filter_map(pair).collect();
+        }
+    }
+    qualification::keep(&record, cache_dir);
+    Ok((entry, true))
+}
+
+/// Tries every kernel and notes it in `entry`. Gives what a server may do, if it may do anything.
+fn try_kernels(
+    device: &CudaDevice,
+    trial: GpuTrial,
+    subject: &Subject,
+    entry: &mut Value,
+) -> Option<Record> {
+    let depth = if trial == GpuTrial::Short { Depth::Short } else { Depth::Full };
     let findings = qualify(device, depth);
     let right = findings.iter().filter(|f| f.is_right()).count();
     println!("     kernels         {right} of {} cases agree with the reference", findings.len());
@@ -107,30 +129,21 @@ fn examine_one(
         println!("       WRONG: {}", describe(finding));
     }
     entry["cases"] = findings.iter().map(case_json).collect();
-    let record = qualification::decide(device, &subject, &findings);
-    let is_well = record.is_ok();
+    let record = qualification::decide(device, subject, &findings)
+        .and_then(|record| qualification::confirm(device, &record).map(|()| record));
     match &record {
-        Ok(Record { switched_off, .. }) => entry["switched_off"] = json!(switched_off),
-        Err(error) => entry["refused"] = json!(error.to_string()),
-    }
-    if trial == GpuTrial::Timed {
-        entry["timings"] = timings(device, is_virtual)?;
-    }
-    if let Ok(mut record) = record {
-        if trial == GpuTrial::Timed {
-            let races = race(device)?;
-            entry["alternatives"] = races.iter().map(race_json).collect();
-            // What a virtual GPU is fast at means nothing for any other, nor for itself.
-            if !is_virtual {
-                let pair = |race: &Race| {
-                    Some([race.usual.name.to_string(), race.winner()?.name.to_string()])
-                };
-                record.preferred = races.iter().filter_map(pair).collect();
+        Ok(Record { switched_off, .. }) => {
+            for kernel in switched_off {
+                println!("       switched off: {kernel}; its alternative agrees");
             }
+            entry["switched_off"] = json!(switched_off);
         }
-        qualification::keep(&record, cache_dir);
+        Err(error) => {
+            println!("       {error}");
+            entry["refused"] = json!(error.to_string());
+        }
     }
-    Ok((entry, is_well))
+    record.ok()
 }
 
 fn case_json(finding: &Finding) -> Value {
