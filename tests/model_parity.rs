@@ -15,8 +15,9 @@ const MARGIN_MIN: f32 = 0.01;
 /// As above where activations are rounded to 8 bits, for the first token after a prompt.
 const MARGIN_MIN_Q8: f32 = 0.1;
 /// Random weights spread a small change, so along a continuation one step in forty may choose
-/// another token below this margin. Measured over all files: 10 of 1,275 steps, up to 0.29;
-/// candle's networks with 8-bit activations: 20, up to 0.40.
+/// another token below this margin. Measured over all files: 10 to 12 of 1,275 steps, up to 0.29;
+/// candle's networks with 8-bit activations: 20, up to 0.40. Every projection adds its part: with
+/// 16 bits in one kind of them alone steps still differ, with 16 bits in all of them none does.
 const MARGIN_MAX_Q8: f32 = 0.35;
 /// Of the largest logit. The data says "about 3 %"; measured: up to 4.2 %, candle's up to 7.8 %.
 const LOGITS_TOLERANCE_Q8: f32 = 0.05;
@@ -166,9 +167,13 @@ fn check_teacher_forced(model: &GoldenModel, session: &mut Session, tolerance: T
             let same = argmax(&logits) == case.continuation[0];
             assert!(same || case.margins[0] <= tolerance.margin, "{what}: {}", case.margins[0]);
         }
+        // Where no step is near a tie, the data asks for the same tokens all along.
+        let is_clear = case.margins.iter().all(|&margin| margin > tolerance.margin);
         for (&token, &margin) in case.continuation.iter().zip(&case.margins) {
+            let same = argmax(&logits) == token;
+            assert!(same || !is_clear, "{what}: another token at margin {margin}");
             wide_steps += usize::from(margin > tolerance.margin);
-            if margin > tolerance.margin && argmax(&logits) != token {
+            if margin > tolerance.margin && !same {
                 flips.push(margin);
             }
             logits = session.step(&[(0, &[token])]).remove(0);

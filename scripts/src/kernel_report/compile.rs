@@ -103,10 +103,9 @@ fn build(source: &Path, name: &str, folder: &Path) -> Result<String> {
     let fatbin = folder.join(format!("{name}.fatbin"));
     let mut command = Command::new(cuda_toolchain::tool("nvcc")?);
     command.args(FLAGS).args(["-Xptxas", "-v", "-I"]).arg(root().join(INCLUDE));
-    for arch in ARCHITECTURES {
-        command.arg("-gencode").arg(format!("arch=compute_{arch},code=sm_{arch}"));
-    }
-    command.args(["-gencode", "arch=compute_80,code=compute_80"]);
+    let codes: Vec<String> = ARCHITECTURES.iter().map(|arch| format!("sm_{arch}")).collect();
+    let codes = codes.join(",");
+    command.arg("-gencode").arg(format!("arch=compute_80,code=[compute_80,{codes}]"));
     let result = command.arg(source).arg("-o").arg(&fatbin).output();
     let result = result.with_context(|| format!("start {command:?}"))?;
     let log = String::from_utf8_lossy(&result.stderr).into_owned();

@@ -1,6 +1,6 @@
 //! One request and what was measured of it.
 
-use crate::commands::http_client::{ClientError, Connection, Target};
+use crate::commands::http_client::{ClientError, Connection, Events, Target};
 use crate::config::Endpoint;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -74,15 +74,8 @@ async fn stream(
     start: Instant,
     record: &mut Record,
 ) -> Result<(), ClientError> {
-    let mut open = match connection.take() {
-        Some(mut kept) => match kept.is_open().await {
-            true => kept,
-            false => target.connect().await?,
-        },
-        None => target.connect().await?,
-    };
     let (path, body) = body(plan);
-    let mut events = open.post_stream(path, &body).await?;
+    let (mut events, open) = post(target, connection.take(), path, &body).await?;
     let mut num_answer_events = 0;
     while let Some(event) = events.next().await? {
         let now = start.elapsed();
@@ -109,6 +102,27 @@ async fn stream(
     events.finish().await?;
     *connection = Some(open);
     Ok(())
+}
+
+/// Posts on the kept connection if there is one. A server may close it in the very moment in which
+/// it is used again; then nothing has been answered, and a new one takes its place.
+async fn post(
+    target: &Target,
+    kept: Option<Connection>,
+    path: &str,
+    body: &Value,
+) -> Result<(Events, Connection), ClientError> {
+    if let Some(mut kept) = kept
+        && kept.is_open().await
+    {
+        match kept.post_stream(path, body).await {
+            Ok(events) => return Ok((events, kept)),
+            Err(ClientError::Broken { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mut fresh = target.connect().await?;
+    Ok((fresh.post_stream(path, body).await?, fresh))
 }
 
 fn body(plan: &Plan) -> (&'static str, Value) {

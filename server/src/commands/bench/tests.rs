@@ -12,6 +12,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What the fake server saw, and how it answers.
 #[derive(Default)]
@@ -128,6 +129,38 @@ async fn dropped_and_short_and_refused_requests_are_told_apart() {
     assert!(report.to_string().contains("7 x status 429"), "{report}");
     let error = run(config(&url)).await.expect_err("failures end with an error");
     assert!(matches!(error, CommandError::BenchFailed { sent: 20, .. }), "{error}");
+}
+
+/// Answers one request on each connection; at the next one it closes it without a word, as servers
+/// do whose limit on idle time passes at that moment.
+async fn start_closing() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                if stream.read(&mut request).await.is_ok_and(|len| len > 0) {
+                    let event = r#"{"choices": [{"index": 0, "text": "w"}]}"#;
+                    let body = format!("data: {event}\n\ndata: [DONE]\n\n");
+                    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}", body.len());
+                    let _ = stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await;
+                    let _ = stream.read(&mut request).await;
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_the_server_closes_costs_no_request() {
+    let url = start_closing().await;
+    let model = Some("fake".to_string());
+    let config =
+        BenchConfig { model, endpoint: Endpoint::Completions, output_len: 1, ..config(&url) };
+    let report = measure(config).await.expect("ran");
+    assert_eq!((report.num_complete(), report.num_failed()), (20, 0), "{report}");
 }
 
 #[tokio::test]
