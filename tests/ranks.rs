@@ -3,7 +3,14 @@
 
 use kernels::Backend;
 use kernels::device::cpu::CpuDevice;
-use models::{Checkpoint, TokenId};
+use kernels::ops::WeightForm;
+use models::config::Architecture;
+use models::qwen2::Qwen2;
+use models::qwen3::Qwen3;
+use models::weights::loader::Loader;
+use models::{Checkpoint, ShardSpec, TokenId};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use server::commands::serve::load::load;
 use server::config::{Command, Environment, parse};
@@ -52,6 +59,111 @@ fn many_ranks_give_the_logits_of_one() {
             }
         }
     }
+}
+
+/// What is told before loading is what loading takes, also where a cut through blocks widens.
+#[test]
+fn every_rank_takes_the_memory_that_was_told() {
+    for (path, _) in golden_models() {
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let mut of_one_rank = 0;
+        for world_size in [1, 2, 4] {
+            let cpu = Backend::Cpu(CpuDevice::new(1, None));
+            let mut on_host = vec![(Backend::Reference, WeightForm::Reference)];
+            on_host.push((cpu, WeightForm::Cpu));
+            on_host.extend(tests::gpu().map(|gpu| (Backend::Cuda(gpu), WeightForm::Cuda)));
+            for (backend, form) in on_host {
+                let of_rank = |rank| {
+                    let spec = ShardSpec { rank, world_size };
+                    let (config, weights) = (&checkpoint.config, &checkpoint.weights);
+                    let mut loader = Loader::new(&backend, config, weights, spec).unwrap();
+                    match config.architecture {
+                        Architecture::Qwen2 => drop(Qwen2::load(&mut loader, 64).unwrap()),
+                        Architecture::Qwen3 => drop(Qwen3::load(&mut loader, 64).unwrap()),
+                    }
+                    let told = checkpoint.loaded_bytes(spec, form).unwrap();
+                    assert_eq!(loader.loaded_bytes, told, "{spec:?} on {form:?}, {path:?}");
+                    told
+                };
+                let all: Vec<u64> = (0..world_size).map(of_rank).collect();
+                match (form, world_size) {
+                    (WeightForm::Reference, 1) => of_one_rank = all[0],
+                    // Embedding and head are a good part of these models. (Blocks may be widened.)
+                    (WeightForm::Reference, 2) if path.is_dir() => {
+                        assert!(all[0] * 10 < of_one_rank * 6);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// A vocabulary that no number of ranks divides, with tied and with untied embeddings.
+#[test]
+fn uneven_vocabularies_give_the_logits_of_one_rank() {
+    let folder = tempfile::tempdir().unwrap();
+    for head in ["tied", "untied"] {
+        let path = folder.path().join(head);
+        write_uneven(&tiny_checkpoint("models/qwen2-tied").unwrap(), &path, head == "tied");
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        // The last row, and those at the borders of parts.
+        let prompt = [0, 1148, 573, 574, 286, 287, 861, 5, 860, 1147];
+        for backend in [Backend::Reference, Backend::Cpu(CpuDevice::new(1, None))] {
+            let alone = Session::new(&backend, &checkpoint, 1, MODEL_LEN_MAX);
+            let alone = run_steps(alone, &prompt);
+            assert!(alone.iter().all(|logits| logits.len() == UNEVEN_VOCAB));
+            for world_size in [2, 4] {
+                let ranks = run_ranks(&backend, &checkpoint, world_size, &prompt);
+                assert!(ranks.iter().all(|logits| logits == &ranks[0]), "ranks differ: {head}");
+                for (one, many) in alone.iter().zip(&ranks[0]) {
+                    let difference = max_abs_difference(one, many);
+                    let what = format!("{world_size} ranks on {}, {head}", backend.name());
+                    let largest = one.iter().fold(0f32, |max, x| max.max(x.abs()));
+                    let tolerance = match backend {
+                        Backend::Reference => TOLERANCE,
+                        _ => TOLERANCE_CPU * largest,
+                    };
+                    assert!(difference < tolerance, "{what}: {difference}");
+                }
+            }
+        }
+    }
+}
+
+const UNEVEN_VOCAB: usize = 1149;
+
+/// The first `UNEVEN_VOCAB` rows of a tied checkpoint's embedding, with all other tensors as they
+/// are; untied, the head has the same rows in another order.
+fn write_uneven(from: &Path, to: &Path, is_tied: bool) {
+    std::fs::create_dir(to).unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+    config["vocab_size"] = json!(UNEVEN_VOCAB);
+    config["tie_word_embeddings"] = json!(is_tied);
+    std::fs::write(to.join("config.json"), config.to_string()).unwrap();
+    let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Vec<(String, Vec<usize>, Dtype, Vec<u8>)> = Vec::new();
+    for (name, view) in tensors.tensors() {
+        let (mut shape, mut data) = (view.shape().to_vec(), view.data().to_vec());
+        if name == "model.embed_tokens.weight" {
+            let row_bytes = data.len() / shape[0];
+            shape[0] = UNEVEN_VOCAB;
+            data.truncate(UNEVEN_VOCAB * row_bytes);
+            if !is_tied {
+                let rows = data.chunks_exact(row_bytes).rev();
+                let head = rows.flatten().copied().collect();
+                all.push(("lm_head.weight".to_string(), shape.clone(), view.dtype(), head));
+            }
+        }
+        all.push((name, shape, view.dtype(), data));
+    }
+    let views = all.iter().map(|(name, shape, dtype, data)| {
+        (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    std::fs::write(to.join("model.safetensors"), safetensors::serialize(views, None).unwrap())
+        .unwrap();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::device::cuda::{CudaDevice, DeviceBuffer};
 use crate::device::memory::AlignedVec;
-use crate::ops::dequantize;
+use crate::ops::{dequantize, expect};
 use crate::{Backend, DType, KernelError};
 use half::{bf16, f16};
 
@@ -77,6 +77,25 @@ impl Tensor {
                 Ok(out)
             }
         }
+    }
+
+    /// Takes the values of `from`, of the same shape, on the same device; on a GPU the copy is
+    /// queued.
+    ///
+    /// Errors: `Shape`, `DType`; `Device`.
+    pub fn copy_from(&mut self, from: &Tensor) -> Result<(), KernelError> {
+        expect("copy_from", "from", from, self.dtype(), &self.shape)?;
+        let len = self.len();
+        match (&mut self.data, &from.data) {
+            (Data::F32(to), Data::F32(from)) => to[..len].copy_from_slice(&from[..len]),
+            (Data::F16(to), Data::F16(from)) => to[..len].copy_from_slice(&from[..len]),
+            (Data::BF16(to), Data::BF16(from)) => to[..len].copy_from_slice(&from[..len]),
+            (Data::Cuda(dtype, to), Data::Cuda(_, from)) => {
+                to.copy_part(0, from, len * dtype.block_bytes())?;
+            }
+            _ => panic!("one tensor is in host memory, the other on a GPU"),
+        }
+        Ok(())
     }
 
     /// Address on the GPU. Panics for a tensor in host memory (ops check their contract first).

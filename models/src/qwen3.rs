@@ -1,7 +1,7 @@
 //! Qwen3, dense: as Qwen2, with a norm on each head's queries and keys in place of the biases.
 
 use crate::layers::attention::Projections;
-use crate::layers::embedding::{Head, load_embedding};
+use crate::layers::embedding::{Embedding, Head};
 use crate::layers::mlp::Mlp;
 use crate::layers::norm::RmsNorm;
 use crate::layers::rope::rope_table;
@@ -9,13 +9,13 @@ use crate::layers::scratch::Scratch;
 use crate::weights::loader::Loader;
 use crate::{ForwardBatch, ForwardContext, LoadError, Model, ModelConfig};
 use kernels::ops::qkv_rope_write::{HeadNorm, Heads, Positions};
-use kernels::ops::{RopeTable, Table, add_assign, attention, embedding, qkv_rope_write, silu_mul};
+use kernels::ops::{RopeTable, add_assign, attention, qkv_rope_write, silu_mul};
 use kernels::{Indices, KernelError, Tensor};
 use std::cell::RefCell;
 
 pub struct Qwen3 {
     config: ModelConfig,
-    embed_tokens: Table,
+    embed_tokens: Embedding,
     rope: RopeTable,
     layers: Vec<Layer>,
     head: Head,
@@ -55,7 +55,7 @@ impl Model for Qwen3 {
         let (positions, slots, table) = (&batch.positions, &batch.slots, &self.rope);
         let places = Positions { positions, slots, table };
 
-        embedding(backend, hidden, &self.embed_tokens, &batch.token_ids)?;
+        self.embed_tokens.forward(backend, &mut **communicator, hidden, &batch.token_ids)?;
         // What a half layer adds to the hidden state is added by the norm that follows it.
         for (i, (layer, kv)) in self.layers.iter().zip(&mut kv_cache.layers).enumerate() {
             let mapped = (i > 0).then_some(&s.mapped);
@@ -90,7 +90,7 @@ impl Model for Qwen3 {
         rows: &Indices,
         logits: &mut Tensor,
     ) -> Result<(), KernelError> {
-        self.head.forward(&ctx.backend, logits, hidden, rows, &mut self.scratch.borrow_mut())
+        self.head.forward(ctx, logits, hidden, rows, &mut self.scratch.borrow_mut())
     }
 }
 
@@ -101,10 +101,10 @@ impl Qwen3 {
         let layers = (0..config.num_layers).map(|i| Layer::load(loader, i));
         Ok(Qwen3 {
             layers: layers.collect::<Result<_, _>>()?,
-            embed_tokens: load_embedding(loader)?,
+            embed_tokens: Embedding::load(loader)?,
             rope: rope_table(loader.backend, &config.rope, max_model_len)?,
             head: Head::load(loader)?,
-            scratch: RefCell::new(Scratch::new(loader.backend, config, loader.sizes)?),
+            scratch: RefCell::new(Scratch::new(loader)?),
             config: config.clone(),
         })
     }

@@ -1,6 +1,7 @@
 //! The ranks of one process: threads that lay their parts side by side and each add them all up.
 
-use super::Communicator;
+use super::{Communicator, expect_columns, part_range};
+use crate::ops::join_columns::reference::place_columns;
 use crate::{DType, KernelError, Tensor};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
@@ -19,7 +20,7 @@ const SPINS_MAX: u32 = 2_000;
 pub struct Local {
     rank: usize,
     shared: Arc<Shared>,
-    /// Which of the two tables of parts the next sum uses.
+    /// Which of the two tables of parts the next exchange uses.
     turn: usize,
 }
 
@@ -53,10 +54,33 @@ impl Local {
     pub fn breaker(&self) -> Breaker {
         Breaker(self.shared.clone())
     }
+
+    /// Lays `own` beside the parts of the other ranks and waits until all are there.
+    fn lay_down(&mut self, own: &[f32]) -> Result<(), KernelError> {
+        {
+            let mut part = write(&self.shared.parts[self.turn][self.rank]);
+            part.clear();
+            part.extend_from_slice(own);
+        }
+        self.shared.barrier.wait(self.rank, self.shared.world_size, self.shared.wait_max)
+    }
+
+    /// Reads what all have laid down; an error is one for the whole group.
+    fn take(
+        &mut self,
+        read: impl FnOnce(&[RwLock<Vec<f32>>]) -> Result<(), String>,
+    ) -> Result<(), KernelError> {
+        read(&self.shared.parts[self.turn]).map_err(|error| {
+            self.shared.barrier.lose(&error);
+            KernelError::Device(error)
+        })?;
+        self.turn = 1 - self.turn;
+        Ok(())
+    }
 }
 
 impl Breaker {
-    /// From now on every sum of the group fails with `reason`, also those under way.
+    /// From now on every exchange of the group fails with `reason`, also those under way.
     pub fn trip(&self, reason: &str) {
         self.0.barrier.lose(reason);
     }
@@ -80,21 +104,29 @@ impl Communicator for Local {
             let (got, expected) = (x.dtype().name(), "F32");
             return Err(KernelError::DType { op, what, got, expected });
         }
-        let parts = &self.shared.parts[self.turn];
-        {
-            let mut own = write(&parts[self.rank]);
-            own.clear();
-            own.extend_from_slice(x.f32());
-        }
-        self.shared.barrier.wait(self.rank, self.shared.world_size, self.shared.wait_max)?;
-        let (first, rest) = parts.split_first().expect("a group has at least one rank");
-        let out = x.f32_mut();
-        add_in_order(out, &read(first), rest).map_err(|error| {
-            self.shared.barrier.lose(&error);
-            KernelError::Device(error)
-        })?;
-        self.turn = 1 - self.turn;
-        Ok(())
+        self.lay_down(x.f32())?;
+        self.take(|parts| {
+            let (first, rest) = parts.split_first().expect("a group has at least one rank");
+            add_in_order(x.f32_mut(), &read(first), rest)
+        })
+    }
+
+    /// Memory: every rank reads all parts. Errors: as `all_reduce_sum`, and `Shape`.
+    fn all_gather_columns(&mut self, out: &mut Tensor, part: &Tensor) -> Result<(), KernelError> {
+        let world_size = self.shared.world_size;
+        expect_columns(out, part, self.rank, world_size)?;
+        self.lay_down(part.f32())?;
+        self.take(|parts| {
+            for (rank, part) in parts.iter().enumerate() {
+                let (columns, part) = (part_range(out.row_len(), rank, world_size), read(part));
+                let expected = out.rows() * columns.len();
+                if part.len() != expected {
+                    return Err(format!("rank {rank} has {} values, not {expected}", part.len()));
+                }
+                place_columns(out, columns, &part);
+            }
+            Ok(())
+        })
     }
 }
 
@@ -261,6 +293,44 @@ mod tests {
                 }
             }
             assert!(sums.iter().all(|of_rank| of_rank == &sums[0]));
+        }
+    }
+
+    #[test]
+    fn columns_of_unequal_ranks_come_side_by_side_in_every_round() {
+        for (world_size, row_len) in [(1, 3), (2, 7), (3, 11), (4, 3), (7, 40)] {
+            let rows = run(group(world_size), move |mut link| {
+                for round in 0..50 {
+                    let num_rows = round % 4;
+                    let whole: Vec<f32> =
+                        (0..num_rows * row_len).map(|i| value(i % 5, round, i)).collect();
+                    let columns = part_range(row_len, link.rank, world_size);
+                    let rows = whole.chunks_exact(row_len);
+                    let part: Vec<f32> =
+                        rows.flat_map(|row| &row[columns.clone()]).copied().collect();
+                    let part = Tensor::from_f32(&[num_rows, columns.len()], &part);
+                    let mut out = Tensor::zeros(DType::F32, &[num_rows, row_len]).unwrap();
+                    link.all_gather_columns(&mut out, &part).unwrap();
+                    assert_eq!(out.f32(), whole, "round {round} of {world_size} ranks");
+                }
+                // Nobody leaves before all are done.
+                link.all_reduce_sum(&mut Tensor::from_f32(&[1], &[0.0])).unwrap();
+                link
+            });
+            assert!(rows.iter().all(Result::is_ok));
+        }
+    }
+
+    #[test]
+    fn ranks_with_unequal_rows_are_refused() {
+        let ends = run(group(2), |mut link| {
+            let num_rows = 1 + link.rank();
+            let mut out = Tensor::zeros(DType::F32, &[num_rows, 4]).unwrap();
+            let part = Tensor::zeros(DType::F32, &[num_rows, 2]).unwrap();
+            (link.all_gather_columns(&mut out, &part), link)
+        });
+        for end in ends {
+            assert!(matches!(end.unwrap().0, Err(KernelError::Device(_))));
         }
     }
 

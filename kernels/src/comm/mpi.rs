@@ -1,9 +1,11 @@
 //! The ranks of several processes, started by mpirun or its like, over the MPI that is installed.
 
-use super::Communicator;
 use super::messages::{Channel, Messages};
+use super::{Communicator, expect_columns, part_range};
+use crate::ops::join_columns::reference::place_columns;
 use crate::{DType, KernelError, Tensor};
 use mpi::Threading;
+use mpi::datatype::PartitionMut;
 use mpi::environment::{Universe, initialize_with_threading, processor_name};
 use mpi::point_to_point::MatchedReceiveVec;
 use mpi::topology::SimpleCommunicator;
@@ -165,6 +167,32 @@ impl Communicator for MpiCommunicator {
         match values.len() <= GATHER_LEN_MAX || self.world_size == 2 {
             true => self.gather(values),
             false => self.share_out(values),
+        }
+        Ok(())
+    }
+
+    /// Errors: `Shape`, `DType`. Waits as `all_reduce_sum` does.
+    fn all_gather_columns(&mut self, out: &mut Tensor, part: &Tensor) -> Result<(), KernelError> {
+        expect_columns(out, part, self.rank, self.world_size)?;
+        let columns = |rank| part_range(out.row_len(), rank, self.world_size);
+        let value_count = |rank| out.rows() * columns(rank).len();
+        let ranks = 0..self.world_size;
+        let counts: Vec<i32> = ranks.map(|rank| value_count(rank) as i32).collect();
+        let starts: Vec<i32> = counts
+            .iter()
+            .scan(0, |end, count| {
+                *end += count;
+                Some(*end - count)
+            })
+            .collect();
+        self.parts.resize(self.parts.len().max(out.len()), 0.0);
+        let parts = &mut self.parts[..out.len()];
+        let mut gathered = PartitionMut::new(parts, counts, &starts[..]);
+        SimpleCommunicator::world().all_gather_varcount_into(part.f32(), &mut gathered);
+        for (rank, &start) in starts.iter().enumerate() {
+            let columns = part_range(out.row_len(), rank, self.world_size);
+            let len = out.rows() * columns.len();
+            place_columns(out, columns, &self.parts[start as usize..][..len]);
         }
         Ok(())
     }

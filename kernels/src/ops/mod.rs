@@ -5,6 +5,7 @@ pub mod attention;
 pub mod dequantize;
 pub mod embedding;
 pub mod gather_rows;
+pub mod join_columns;
 pub mod kv_write;
 pub mod linear;
 pub mod qkv_rope_write;
@@ -20,8 +21,9 @@ pub use attention::{AttentionBatch, DeviceAttention, attention};
 pub use dequantize::dequantize;
 pub use embedding::{Table, embedding};
 pub use gather_rows::gather_rows;
+pub use join_columns::join_columns;
 pub use kv_write::kv_write;
-pub use linear::{Weight, linear, linear_add, linear_many};
+pub use linear::{Weight, WeightForm, linear, linear_add, linear_many};
 pub use qkv_rope_write::qkv_rope_write;
 pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rope::{RopeTable, rope};
@@ -37,6 +39,7 @@ pub fn cuda_kernels() -> impl Iterator<Item = &'static KernelSpec> {
         attention::cuda::KERNELS,
         embedding::cuda::KERNELS,
         gather_rows::cuda::KERNELS,
+        join_columns::cuda::KERNELS,
         linear::cuda::KERNELS,
         qkv_rope_write::cuda::KERNELS,
         rms_norm::cuda::KERNELS,
@@ -71,7 +74,7 @@ fn rows_for(backend: &Backend, indices: &[u32], tensor: &Tensor) -> usize {
 }
 
 /// The check every contract makes: `tensor` has `dtype` and exactly `shape`.
-fn expect(
+pub(crate) fn expect(
     op: &'static str,
     what: &'static str,
     tensor: &Tensor,

@@ -1,7 +1,8 @@
-//! Ops on rows: additions, norms, gates, embeddings.
+//! Ops on rows: additions, norms, gates, embeddings, columns of ranks.
 
 use super::Findings;
 use super::numbers::{Tolerance, bytes_of, indices_on, on_device, rounded, values, weight_bytes};
+use crate::comm::part_len_max;
 use crate::ops::{self, Table};
 use crate::{Backend, DType, KernelError, Tensor};
 
@@ -9,6 +10,8 @@ const EPS: f32 = 1e-6;
 
 /// Rows and values of a row. The norm's rows are multiples of 4, and longer than registers keep.
 const ROWS: [[usize; 2]; 4] = [[3, 896], [1, 4], [5, 5120], [2, 9216]];
+/// Rows, their length and the ranks that share it out: in vectors, and unevenly.
+const JOINED: [[usize; 3]; 3] = [[3, 1002, 4], [2, 4096, 2], [1, 7, 3]];
 /// Lengths, with and without a rest.
 const LENS: [usize; 4] = [2051, 1, 4096, 6000];
 
@@ -112,5 +115,29 @@ fn embedding_one(findings: &Findings, dtype: DType) -> Result<f64, KernelError> 
     ops::embedding(&backends[0], &mut out, &on_gpu, &ids)?;
     let mut expected = Tensor::zeros(DType::F32, &shape)?;
     ops::embedding(&backends[1], &mut expected, &on_host, &ids)?;
+    Ok(Tolerance::of(DType::F32, 1.0).deviation(&out.to_f32()?, expected.f32()))
+}
+
+pub fn join_columns(findings: &mut Findings) {
+    for &[num_rows, len, num_parts] in findings.cases(&JOINED, 1) {
+        let deviation = join_columns_one(findings, [num_rows, len], num_parts);
+        let what = format!("{num_rows} rows of {len} from {num_parts} ranks");
+        findings.add("join_columns", what, deviation);
+    }
+}
+
+fn join_columns_one(
+    findings: &Findings,
+    shape: [usize; 2],
+    num_parts: usize,
+) -> Result<f64, KernelError> {
+    let room = (shape[0] * part_len_max(shape[1], num_parts)).next_multiple_of(4);
+    let parts = values(1, num_parts * room, 3.0);
+    let parts_on = on_device(&findings.device, DType::F32, &[num_parts, room], &parts)?;
+    let mut out = Tensor::zeros_on(&findings.backend(), DType::F32, &shape)?;
+    ops::join_columns(&findings.backend(), &mut out, &parts_on)?;
+    let mut expected = Tensor::zeros(DType::F32, &shape)?;
+    let parts = Tensor::from_f32(&[num_parts, room], &parts);
+    ops::join_columns(&Backend::Reference, &mut expected, &parts)?;
     Ok(Tolerance::of(DType::F32, 1.0).deviation(&out.to_f32()?, expected.f32()))
 }

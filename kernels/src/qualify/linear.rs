@@ -20,7 +20,7 @@ pub fn linear(findings: &mut Findings) {
     for &[n, k] in findings.cases(&SHAPES, 1) {
         for dtype in DType::ALL {
             for rows in ROWS {
-                let layout = Layout { format: Format::of(dtype), out_features: n, in_features: k };
+                let layout = Layout::new(Format::of(dtype), n, k);
                 let (kernel, ..) = launch_of(&layout, findings.activation(), rows);
                 let case = format!("{rows} rows, [{n}, {k}] of {dtype}");
                 let deviation = one(findings, dtype, [rows, n, k]);

@@ -54,11 +54,12 @@ impl Finding {
 /// One op's cases. Each appends its findings.
 type Check = fn(&mut Findings);
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     elementwise::add,
     elementwise::add_rms_norm,
     elementwise::silu_mul,
     elementwise::embedding,
+    elementwise::join_columns,
     positions::qkv_rope_write,
     linear::linear,
     attention::attention,

@@ -1,28 +1,41 @@
-//! Token ids -> hidden states, and hidden states -> logits.
+//! Token ids -> hidden states, and hidden states -> logits. Each rank has a run of the vocabulary.
 
 use super::norm::RmsNorm;
 use super::scratch::Scratch;
 use crate::weights::loader::Loader;
-use crate::weights::shard::Split;
-use crate::{LoadError, ModelConfig};
-use kernels::ops::{Table, Weight, gather_rows, linear};
+use crate::{ForwardContext, LoadError};
+use kernels::comm::Communicator;
+use kernels::ops::{Table, Weight, embedding, gather_rows, linear};
 use kernels::{Backend, Indices, KernelError, Tensor};
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// The embedding table, whole on every rank: it is read where it lies and costs no memory.
-pub fn load_embedding(loader: &mut Loader) -> Result<Table, LoadError> {
-    loader.table(EMBEDDING, [loader.config.vocab_size, loader.config.hidden_size])
+/// This rank's rows of the embedding table.
+pub struct Embedding {
+    table: Table,
 }
 
-/// The tensor that the output head is made from.
-pub fn head_name(config: &ModelConfig) -> &'static str {
-    if config.tie_word_embeddings { EMBEDDING } else { HEAD }
+impl Embedding {
+    pub fn load(loader: &mut Loader) -> Result<Embedding, LoadError> {
+        let shape = [loader.config.vocab_size, loader.config.hidden_size];
+        Ok(Embedding { table: loader.vocab_table(EMBEDDING, shape)? })
+    }
+
+    /// A token's row comes from the rank that has it, zeros from all others: their sum is exact.
+    pub fn forward(
+        &self,
+        backend: &Backend,
+        communicator: &mut dyn Communicator,
+        hidden: &mut Tensor,
+        token_ids: &Indices,
+    ) -> Result<(), KernelError> {
+        embedding(backend, hidden, &self.table, token_ids)?;
+        communicator.all_reduce_sum(hidden)
+    }
 }
 
-/// The final norm and the output head, whole on every rank: each computes all logits itself, so
-/// that they need not be gathered.
+/// The final norm, and this rank's rows of the output head.
 pub struct Head {
     norm: RmsNorm,
     weight: Weight,
@@ -32,23 +45,31 @@ impl Head {
     /// A tied head is a second form of the embedding's bytes.
     pub fn load(loader: &mut Loader) -> Result<Head, LoadError> {
         let shape = [loader.config.vocab_size, loader.config.hidden_size];
+        let name = if loader.config.tie_word_embeddings { EMBEDDING } else { HEAD };
         Ok(Head {
             norm: RmsNorm::load(loader, "model.norm", shape[1])?,
-            weight: loader.weight(head_name(loader.config), shape, Split::Whole)?,
+            weight: loader.vocab_weight(name, shape)?,
         })
     }
 
+    /// Every rank computes the logits of its part of the vocabulary, and all get all of them. Which
+    /// rank computes a logit does not change its bits.
     pub fn forward(
         &self,
-        backend: &Backend,
+        ctx: &mut ForwardContext,
         logits: &mut Tensor,
         hidden: &Tensor,
         rows: &Indices,
         scratch: &mut Scratch,
     ) -> Result<(), KernelError> {
+        let ForwardContext { backend, communicator, .. } = ctx;
         let s = scratch.fit_rows(logits.rows())?;
         gather_rows(backend, &mut s.rows, hidden, rows)?;
         self.norm.add_forward(backend, &mut s.rows, None, &mut s.rows_normed)?;
-        linear(backend, logits, &s.rows_normed, &self.weight, None)
+        if communicator.world_size() == 1 {
+            return linear(backend, logits, &s.rows_normed, &self.weight, None);
+        }
+        linear(backend, &mut s.own_logits, &s.rows_normed, &self.weight, None)?;
+        communicator.all_gather_columns(logits, &s.own_logits)
     }
 }

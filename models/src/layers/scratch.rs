@@ -1,7 +1,7 @@
 //! Buffers between the ops of a step.
 
-use crate::ModelConfig;
-use crate::weights::shard::ShardSizes;
+use crate::weights::loader::Loader;
+use crate::weights::shard::{VOCAB, feature_range};
 use kernels::{Backend, DType, KernelError, Tensor};
 
 /// All intermediate results of one rank, [num_tokens, _] each. What projections and attention read
@@ -29,6 +29,8 @@ pub struct Scratch {
     /// The rows that need logits: [num_rows, hidden_size].
     pub rows: Tensor,
     pub rows_normed: Tensor,
+    /// [num_rows, this rank's part of the vocabulary]: only where several ranks share it out.
+    pub own_logits: Tensor,
 }
 
 #[derive(Clone, Copy)]
@@ -37,22 +39,25 @@ struct RowLens {
     q: usize,
     kv: usize,
     inner: usize,
+    own_vocab: usize,
 }
 
 impl Scratch {
     /// Errors: `OutOfMemory`.
-    pub fn new(
-        backend: &Backend,
-        config: &ModelConfig,
-        sizes: ShardSizes,
-    ) -> Result<Scratch, KernelError> {
+    pub fn new(loader: &Loader) -> Result<Scratch, KernelError> {
+        let (config, sizes) = (loader.config, loader.sizes);
+        let own_vocab = match loader.spec.world_size {
+            1 => 0,
+            _ => feature_range(VOCAB, config.vocab_size, loader.spec).len(),
+        };
         let row_lens = RowLens {
             hidden: config.hidden_size,
             q: sizes.num_heads * config.head_dim,
             kv: sizes.num_kv_heads * config.head_dim,
             inner: sizes.intermediate_size,
+            own_vocab,
         };
-        Self::with_room(backend, row_lens, 1, 1)
+        Self::with_room(loader.backend, row_lens, 1, 1)
     }
 
     /// Makes room for steps of `num_tokens` with logits for `num_rows` of them. Errors:
@@ -86,6 +91,7 @@ impl Scratch {
         self.reserve(self.num_tokens_max, num_rows)?;
         self.rows.set_rows(num_rows);
         self.rows_normed.set_rows(num_rows);
+        self.own_logits.set_rows(num_rows);
         Ok(self)
     }
 
@@ -115,6 +121,7 @@ impl Scratch {
             mapped: zeros(DType::F32, num_tokens, row_lens.hidden)?,
             rows: zeros(DType::F32, num_rows, row_lens.hidden)?,
             rows_normed: zeros(activation, num_rows, row_lens.hidden)?,
+            own_logits: zeros(DType::F32, num_rows, row_lens.own_vocab)?,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! One rank's tensors, taken by name out of a checkpoint.
 
-use super::shard::{self, ShardSizes, ShardSpec, Split};
+use super::shard::{self, ShardSizes, ShardSpec, Split, VOCAB, feature_range};
 use super::{StoredTensor, Weights};
 use crate::{LoadError, ModelConfig};
 use kernels::ops::{Table, Weight, dequantize};
@@ -14,6 +14,8 @@ pub struct Loader<'a> {
     pub spec: ShardSpec,
     /// Heads and features of this rank.
     pub sizes: ShardSizes,
+    /// Memory that was taken so far.
+    pub loaded_bytes: u64,
     weights: &'a Weights,
     taken: BTreeSet<String>,
 }
@@ -27,7 +29,8 @@ impl<'a> Loader<'a> {
         spec: ShardSpec,
     ) -> Result<Loader<'a>, LoadError> {
         let sizes = shard::shard_sizes(config, spec, inner_block_len(config, weights))?;
-        Ok(Loader { backend, config, spec, sizes, weights, taken: BTreeSet::new() })
+        let (loaded_bytes, taken) = (0, BTreeSet::new());
+        Ok(Loader { backend, config, spec, sizes, loaded_bytes, weights, taken })
     }
 
     /// A matrix to multiply with; `shape` [out_features, in_features] is that of the whole tensor.
@@ -39,7 +42,20 @@ impl<'a> Loader<'a> {
     ) -> Result<Weight, LoadError> {
         let tensor = shard::slice(self.take(name, &shape)?, split, self.spec)?;
         let StoredTensor { dtype, shape, bytes } = tensor;
-        Ok(Weight::load(self.backend, dtype, shape[0], shape[1], bytes)?)
+        let weight = Weight::load(self.backend, dtype, shape[0], shape[1], bytes)?;
+        self.loaded_bytes += weight.num_bytes() as u64;
+        Ok(weight)
+    }
+
+    /// As `weight`, by rows of the vocabulary: each row gives what it gives in the whole matrix, to
+    /// the bit.
+    pub fn vocab_weight(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight, LoadError> {
+        let [vocab, row_len] = shape;
+        let tensor = shard::slice(self.take(name, &shape)?, VOCAB, self.spec)?;
+        let StoredTensor { dtype, shape, bytes } = tensor;
+        let weight = Weight::load_part(self.backend, dtype, vocab, shape[0], row_len, bytes)?;
+        self.loaded_bytes += weight.num_bytes() as u64;
+        Ok(weight)
     }
 
     /// A norm or a bias, widened to F32.
@@ -47,14 +63,20 @@ impl<'a> Loader<'a> {
         let tensor = shard::slice(self.take(name, &[len])?, split, self.spec)?;
         let mut values = vec![0.0; tensor.shape.iter().product()];
         dequantize(tensor.dtype, &tensor.bytes, &mut values)?;
+        self.loaded_bytes += size_of_val(&values[..]) as u64;
         Ok(Tensor::from_f32_on(self.backend, &tensor.shape, &values)?)
     }
 
-    /// A matrix that is read by row; it stays in the file.
-    pub fn table(&mut self, name: &str, shape: [usize; 2]) -> Result<Table, LoadError> {
-        let tensor = self.take(name, &shape)?;
+    /// This rank's rows of a matrix that is read by row; on the host they stay in the file.
+    pub fn vocab_table(&mut self, name: &str, shape: [usize; 2]) -> Result<Table, LoadError> {
+        let [vocab, row_len] = shape;
+        let rows = feature_range(VOCAB, vocab, self.spec);
+        let tensor = shard::slice(self.take(name, &shape)?, VOCAB, self.spec)?;
         let StoredTensor { dtype, bytes, .. } = tensor;
-        Ok(Table::load(self.backend, dtype, shape[0], shape[1], bytes)?)
+        if matches!(self.backend, Backend::Cuda(_)) {
+            self.loaded_bytes += bytes.len() as u64;
+        }
+        Ok(Table::load_part(self.backend, dtype, vocab, rows, row_len, bytes)?)
     }
 
     /// Refuses a checkpoint that holds more of a layer than the network reads: a bias or norm that
@@ -88,7 +110,7 @@ impl<'a> Loader<'a> {
 
 /// Features that the last projection of an MLP stores together, at the most over all layers. A
 /// tensor that is missing is missed when it is taken.
-fn inner_block_len(config: &ModelConfig, weights: &Weights) -> usize {
+pub(super) fn inner_block_len(config: &ModelConfig, weights: &Weights) -> usize {
     let names =
         (0..config.num_layers).map(|layer| format!("model.layers.{layer}.mlp.down_proj.weight"));
     let tensors = names.filter_map(|name| weights.get(&name));

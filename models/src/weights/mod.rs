@@ -5,12 +5,12 @@ pub mod safetensors;
 pub mod gguf;
 pub mod shard;
 pub mod loader;
+pub mod footprint;
 pub mod mmap;
 #[cfg(test)]
 mod tests;
 
 use crate::config::{self, GenerationDefaults, ModelConfig};
-use crate::layers::embedding::head_name;
 use crate::{ChatTemplateSource, LoadError, TokenId, TokenizerSource};
 use bytes::Bytes;
 use gguf::GgufFile;
@@ -48,13 +48,6 @@ impl Checkpoint {
             Some(file) => Self::open_gguf(&file),
             None => Err(LoadError::invalid(path, "neither config.json nor a single .gguf file")),
         }
-    }
-
-    /// Bytes of the output head, which every rank holds whole; 0 if it is missing, which loading
-    /// reports.
-    pub fn head_bytes(&self) -> u64 {
-        let name = head_name(&self.config);
-        self.weights.get(name).map_or(0, |tensor| tensor.bytes.len() as u64)
     }
 
     fn open_folder(folder: &Path) -> Result<Checkpoint, LoadError> {

@@ -2,7 +2,7 @@
 //!
 //! Attention is split by heads, the MLP by intermediate features: the first projections by rows of
 //! their weights, the last one by columns, so that one sum over ranks ends each half of a layer.
-//! Embedding, norms and the head are on every rank.
+//! Embedding and head are split by rows of the vocabulary; norms are on every rank.
 //!
 //! Block formats store up to 256 input features together. The MLP is cut between blocks where it
 //! can be, if need be into parts that are not quite equal: which rank holds a feature does not
@@ -15,6 +15,7 @@ use super::StoredTensor;
 use crate::{LoadError, ModelConfig};
 use bytes::{Bytes, BytesMut};
 use kernels::DType;
+use kernels::comm::part_range;
 use kernels::ops::dequantize;
 use std::ops::Range;
 
@@ -31,6 +32,9 @@ pub struct ShardSpec {
 impl ShardSpec {
     pub const SOLO: ShardSpec = ShardSpec { rank: 0, world_size: 1 };
 }
+
+/// Embedding and head: rows of the vocabulary, whole, so that any format can be cut.
+pub const VOCAB: Split = Split::OutUnits { unit: 1 };
 
 /// How a tensor is shared out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,8 +129,8 @@ pub fn feature_range(split: Split, len: usize, spec: ShardSpec) -> Range<usize> 
         Split::OutFeatures | Split::InFeatures => even(),
         Split::OutUnits { unit } | Split::InUnits { unit } => {
             assert!(len.is_multiple_of(unit), "{len} features in units of {unit}");
-            let start = |rank: usize| len / unit * rank / world_size * unit;
-            start(rank)..start(rank + 1)
+            let units = part_range(len / unit, rank, world_size);
+            units.start * unit..units.end * unit
         }
         Split::KvHeads { num_kv_heads } if world_size <= num_kv_heads => even(),
         Split::KvHeads { num_kv_heads } => {
@@ -153,11 +157,16 @@ pub fn slice(
     }
     let row_len = *tensor.shape.last().expect("a tensor has dimensions");
     let range = feature_range(split, row_len, spec);
-    let block_len = tensor.dtype.block_len();
-    match range.start.is_multiple_of(block_len) && range.end.is_multiple_of(block_len) {
+    match is_between_blocks(tensor.dtype, &range) {
         true => Ok(slice_columns(tensor, range)),
         false => widen_columns(tensor, range),
     }
+}
+
+/// Whether columns can be cut out as they are.
+pub fn is_between_blocks(dtype: DType, columns: &Range<usize>) -> bool {
+    let block_len = dtype.block_len();
+    columns.start.is_multiple_of(block_len) && columns.end.is_multiple_of(block_len)
 }
 
 fn slice_rows(tensor: StoredTensor, split: Split, spec: ShardSpec) -> StoredTensor {

@@ -9,7 +9,7 @@ use super::group::{CudaGraphs, RankConfig};
 use super::rows::{RowRef, rows_of};
 use super::step_runner::{StepError, StepRunner};
 use crate::engine::{ChunkInput, PLANS_UNDER_WAY_MAX, Plan, SequenceId, StepOutput};
-use kernels::comm::Communicator;
+use kernels::comm::{Communicator, part_len_max};
 use kernels::device::cuda::{CudaDevice, Event, Graph};
 use kernels::{DType, Indices, KernelError, Tensor};
 use models::batch::{StepShape, StepUpload};
@@ -129,7 +129,8 @@ impl CudaRunner {
         // Decode steps are padded.
         let rows_max = padded(limits.num_seqs).max(limits.num_tokens);
         model.reserve(rows_max, limits.logit_rows)?;
-        communicator.reserve(rows_max * network.hidden_size)?;
+        let own_logits = limits.logit_rows * part_len_max(network.vocab_size, spec.world_size);
+        communicator.reserve(own_logits.max(rows_max * network.hidden_size))?;
         let backend = config.backend.clone();
         let zeros = |rows, len| Tensor::zeros_on(&backend, DType::F32, &[rows, len]);
         let kv_cache = KvCache::new(

@@ -58,7 +58,7 @@ impl Watch {
     }
 }
 
-/// A communicator that counts its sums: two a layer, on every backend.
+/// A communicator that counts its exchanges: two a layer, on every backend.
 pub(super) struct Counted {
     pub inner: Box<dyn Communicator>,
     pub count: Arc<AtomicU64>,
@@ -80,6 +80,13 @@ impl Communicator for Counted {
     fn all_reduce_sum(&mut self, x: &mut Tensor) -> Result<(), KernelError> {
         self.count.fetch_add(1, Ordering::Relaxed);
         let result = self.inner.all_reduce_sum(x);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        result
+    }
+
+    fn all_gather_columns(&mut self, out: &mut Tensor, part: &Tensor) -> Result<(), KernelError> {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let result = self.inner.all_gather_columns(out, part);
         self.count.fetch_add(1, Ordering::Relaxed);
         result
     }

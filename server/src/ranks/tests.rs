@@ -288,6 +288,10 @@ impl Communicator for Silent {
     fn all_reduce_sum(&mut self, _x: &mut Tensor) -> Result<(), KernelError> {
         Err(KernelError::Device("nobody is there".to_string()))
     }
+
+    fn all_gather_columns(&mut self, _out: &mut Tensor, _part: &Tensor) -> Result<(), KernelError> {
+        Err(KernelError::Device("nobody is there".to_string()))
+    }
 }
 
 struct FakeModel {

@@ -81,14 +81,27 @@ impl DeviceBuffer {
     /// Queues a copy of the whole of `from`, of the same length and device, into this buffer.
     pub fn copy_from(&self, from: &DeviceBuffer) -> Result<(), KernelError> {
         assert_eq!(self.len, from.len, "the buffers are of one length");
-        assert_eq!(self.device.ordinal(), from.device.ordinal(), "and on one device");
-        if self.len == 0 {
+        self.copy_part(0, from, self.len)
+    }
+
+    /// Queues a copy of the first `len` bytes of `from`, on the same device, to `offset`.
+    pub fn copy_part(
+        &self,
+        offset: usize,
+        from: &DeviceBuffer,
+        len: usize,
+    ) -> Result<(), KernelError> {
+        let fits = len <= from.len && self.len.checked_sub(offset).is_some_and(|room| len <= room);
+        assert!(fits, "{len} bytes from {} to {offset} of {}", from.len, self.len);
+        assert_eq!(self.device.ordinal(), from.device.ordinal(), "both lie on one device");
+        if len == 0 {
             return Ok(());
         }
         self.device.bind()?;
-        let stream = self.device.stream();
-        // SAFETY: both allocations have `len` bytes and outlive the copy: freeing one waits for it.
-        check(unsafe { result::memcpy_dtod_async(self.ptr, from.ptr, self.len, stream) })
+        let (to, stream) = (self.ptr + offset as u64, self.device.stream());
+        // SAFETY: both ranges lie inside their allocations, by the assert, which outlive the copy:
+        // freeing one waits for it.
+        check(unsafe { result::memcpy_dtod_async(to, from.ptr, len, stream) })
     }
 
     /// Device address; 0 for an empty buffer.

@@ -1,7 +1,7 @@
 use super::Table;
+use super::reference::copy_row;
 use crate::Tensor;
 use crate::device::cpu::CpuDevice;
-use crate::ops::dequantize;
 
 /// The plain loop of `dequantize`, on all threads when there are many tokens: one row a token is
 /// far below the cost of anything else in a step.
@@ -11,7 +11,7 @@ pub fn embedding(device: &CpuDevice, out: &mut Tensor, table: &Table, token_ids:
     }
     device.for_rows(out.f32_mut(), table.row_len, &|first_row, out| {
         for (out, &id) in out.chunks_exact_mut(table.row_len).zip(&token_ids[first_row..]) {
-            dequantize::reference::dequantize(table.dtype, table.row(id as usize), out);
+            copy_row(out, table, id);
         }
     });
 }

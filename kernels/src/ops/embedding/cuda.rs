@@ -19,7 +19,7 @@ const fn spec(name: &'static str) -> KernelSpec {
     KernelSpec {
         module: "embedding",
         name,
-        params: &[Param::Ptr, Param::Ptr, Param::Ptr, Param::U32],
+        params: &[Param::Ptr, Param::Ptr, Param::Ptr, Param::U32, Param::U32, Param::U32],
     }
 }
 
@@ -40,6 +40,8 @@ pub fn embedding(
         Arg::Ptr(table.device_ptr()),
         Arg::Ptr(token_ids.device_ptr()),
         Arg::U32(table.row_len as u32),
+        Arg::U32(table.part.start as u32),
+        Arg::U32(table.part.len() as u32),
     ];
     device.launch(&KERNELS[place], geometry, &args)
 }

@@ -2,6 +2,8 @@
 // or in GGUF blocks, whose layouts are those of ops/dequantize/reference.rs with the same roundings
 // (no product and sum are fused), so that the bits are the same.
 //
+// A table may be one rank's run of rows: tokens whose rows others have get zeros.
+//
 // One block per token; a thread makes four neighbouring values, so that writes are 16 bytes wide.
 // Blocks of 18, 22, 34 and 210 bytes are aligned to two bytes, hence reads of two.
 
@@ -124,13 +126,33 @@ struct Q6K {
     }
 };
 
-// grid [num_tokens]; rows of n values, a multiple of the block length
+__device__ __forceinline__ void zeros(float* to, uint32_t n) {
+    if (n % 4 == 0) {
+        for (uint32_t i = threadIdx.x * 4; i < n; i += THREADS * 4) {
+            *reinterpret_cast<float4*>(to + i) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+    } else {
+        for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
+            to[i] = 0.0f;
+        }
+    }
+}
+
+// grid [num_tokens]; rows first to first + num_rows of the whole table, of n values, a multiple of the
+// block length
 template <typename Format>
 __device__ __forceinline__ void embedding_blocks(float* out, const uint8_t* table,
-                                                 const uint32_t* token_ids, uint32_t n) {
-    const uint32_t row_bytes = n / Format::LEN * Format::BYTES;
-    const uint8_t* row = table + static_cast<uint64_t>(token_ids[blockIdx.x]) * row_bytes;
+                                                 const uint32_t* token_ids, uint32_t n,
+                                                 uint32_t first, uint32_t num_rows) {
     float* to = out + static_cast<uint64_t>(blockIdx.x) * n;
+    // Rows before the first come out as large numbers.
+    const uint32_t place = token_ids[blockIdx.x] - first;
+    if (place >= num_rows) {
+        zeros(to, n);
+        return;
+    }
+    const uint32_t row_bytes = n / Format::LEN * Format::BYTES;
+    const uint8_t* row = table + static_cast<uint64_t>(place) * row_bytes;
     for (uint32_t i = threadIdx.x * 4; i < n; i += THREADS * 4) {
         float four[4];
         Format::four(four, row + i / Format::LEN * Format::BYTES, i % Format::LEN);
@@ -138,16 +160,22 @@ __device__ __forceinline__ void embedding_blocks(float* out, const uint8_t* tabl
     }
 }
 
-// grid [num_tokens]; a row of n values, 16 bytes at a time where rows are a multiple of them
+// As above; 16 bytes at a time where rows are a multiple of them.
 template <typename T>
 __device__ __forceinline__ void embedding_plain(float* out, const T* table,
-                                                const uint32_t* token_ids, uint32_t n) {
+                                                const uint32_t* token_ids, uint32_t n,
+                                                uint32_t first, uint32_t num_rows) {
     constexpr int LEN = 16 / sizeof(T);
     struct alignas(16) Vector {
         T values[LEN];
     };
-    const T* row = table + static_cast<uint64_t>(token_ids[blockIdx.x]) * n;
     float* to = out + static_cast<uint64_t>(blockIdx.x) * n;
+    const uint32_t place = token_ids[blockIdx.x] - first;
+    if (place >= num_rows) {
+        zeros(to, n);
+        return;
+    }
+    const T* row = table + static_cast<uint64_t>(place) * n;
     if (n % LEN == 0) {
         for (uint32_t i = threadIdx.x * LEN; i < n; i += THREADS * LEN) {
             const Vector v = *reinterpret_cast<const Vector*>(row + i);
@@ -167,8 +195,9 @@ __device__ __forceinline__ void embedding_plain(float* out, const T* table,
 
 #define PLAIN_KERNEL(T, NAME)                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS) embedding_##NAME(                        \
-        float* out, const T* table, const uint32_t* token_ids, uint32_t n) {                       \
-        embedding_plain(out, table, token_ids, n);                                                 \
+        float* out, const T* table, const uint32_t* token_ids, uint32_t n, uint32_t first,         \
+        uint32_t num_rows) {                                                                       \
+        embedding_plain(out, table, token_ids, n, first, num_rows);                                \
     }
 
 PLAIN_KERNEL(float, f32)
@@ -177,8 +206,9 @@ PLAIN_KERNEL(__nv_bfloat16, bf16)
 
 #define BLOCK_KERNEL(FORMAT, NAME)                                                                 \
     extern "C" __global__ void __launch_bounds__(THREADS) embedding_##NAME(                        \
-        float* out, const uint8_t* table, const uint32_t* token_ids, uint32_t n) {                 \
-        embedding_blocks<FORMAT>(out, table, token_ids, n);                                        \
+        float* out, const uint8_t* table, const uint32_t* token_ids, uint32_t n, uint32_t first,   \
+        uint32_t num_rows) {                                                                       \
+        embedding_blocks<FORMAT>(out, table, token_ids, n, first, num_rows);                       \
     }
 
 BLOCK_KERNEL(Q8_0, q8_0)

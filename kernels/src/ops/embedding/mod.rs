@@ -10,16 +10,20 @@ use super::{expect, expect_indices, rows_for};
 use crate::device::cuda::DeviceBuffer;
 use crate::{Backend, DType, Indices, KernelError, Tensor};
 use bytes::Bytes;
+use std::ops::Range;
 
 const OP: &str = "embedding";
 
-/// A matrix that is only read by row. In host memory it stays as it lies in the checkpoint (mostly
-/// a memory map); a GPU gets a copy of the same bytes.
+/// A matrix that is only read by row, or one rank's run of its rows. In host memory it stays as it
+/// lies in the checkpoint (mostly a memory map); a GPU gets a copy of the same bytes.
 #[derive(Debug)]
 pub struct Table {
     pub dtype: DType,
+    /// Of the whole matrix.
     pub rows: usize,
     pub row_len: usize,
+    /// The rows that are here.
+    part: Range<usize>,
     storage: Storage,
 }
 
@@ -38,9 +42,24 @@ impl Table {
         row_len: usize,
         bytes: Bytes,
     ) -> Result<Table, KernelError> {
-        let expected_len = dtype.row_bytes(row_len).and_then(|n| n.checked_mul(rows));
+        Self::load_part(backend, dtype, rows, 0..rows, row_len, bytes)
+    }
+
+    /// The rows `part` of a matrix that has `rows`.
+    ///
+    /// Errors: `Shape` if `bytes` is not part.len() * row_len values of `dtype`; `OutOfMemory`.
+    pub fn load_part(
+        backend: &Backend,
+        dtype: DType,
+        rows: usize,
+        part: Range<usize>,
+        row_len: usize,
+        bytes: Bytes,
+    ) -> Result<Table, KernelError> {
+        assert!(part.end <= rows, "rows {part:?} of {rows}");
+        let expected_len = dtype.row_bytes(row_len).and_then(|n| n.checked_mul(part.len()));
         if expected_len != Some(bytes.len()) {
-            let expected = format!("the bytes of [{rows}, {row_len}] {dtype} values");
+            let expected = format!("the bytes of [{}, {row_len}] {dtype} values", part.len());
             return Err(KernelError::Shape {
                 op: OP,
                 what: "table",
@@ -52,14 +71,15 @@ impl Table {
             Backend::Cuda(device) => Storage::Cuda(DeviceBuffer::from_bytes(device, &bytes)?),
             Backend::Reference | Backend::Cpu(_) => Storage::Host(bytes),
         };
-        Ok(Table { dtype, rows, row_len, storage })
+        Ok(Table { dtype, rows, row_len, part, storage })
     }
 
-    /// The bytes of row `i`. Panics for a table on a GPU.
-    pub fn row(&self, i: usize) -> &[u8] {
+    /// The bytes of row `i`, if it is here. Panics for a table on a GPU.
+    pub fn row(&self, i: usize) -> Option<&[u8]> {
         let Storage::Host(bytes) = &self.storage else { panic!("this table lies on a GPU") };
-        let row_bytes = bytes.len() / self.rows;
-        &bytes[i * row_bytes..(i + 1) * row_bytes]
+        let place = self.part.contains(&i).then(|| i - self.part.start)?;
+        let row_bytes = bytes.len() / self.part.len();
+        Some(&bytes[place * row_bytes..(place + 1) * row_bytes])
     }
 
     /// Address on the GPU. Panics for a table in host memory.
@@ -69,10 +89,11 @@ impl Table {
     }
 }
 
-/// Copies row `token_ids[t]` of `table`, widened to f32, to row t of `out`.
+/// Copies row `token_ids[t]` of `table`, widened to f32, to row t of `out`. A row that another rank
+/// has gives zeros, so that the sum over ranks is the row (and a zero loses its sign).
 ///
 /// Shapes: `out` [num_tokens, row_len] F32, on a GPU longer for a padded step. Numbers: exact.
-/// Errors: `Index` for an id outside the table, `Shape`, `DType`.
+/// Errors: `Index` for an id outside the whole table, `Shape`, `DType`.
 pub fn embedding(
     backend: &Backend,
     out: &mut Tensor,

@@ -90,3 +90,80 @@ fn rows_on_a_gpu_equal_the_reference_to_the_bit_for_every_dtype() {
         }
     }
 }
+
+/// The bytes of a table of 20 rows.
+fn bytes_of_table(dtype: DType, row_len: usize) -> Vec<u8> {
+    let num_bytes = dtype.row_bytes(row_len).expect("whole blocks") * 20;
+    (0..num_bytes).map(|i| ((i * 37 + i / 251) % 61) as u8).collect()
+}
+
+/// The run of rows that `rank` of three has: 6, 7 and 7.
+fn part_of_table(backend: &Backend, dtype: DType, row_len: usize, rank: usize) -> Table {
+    let part = crate::comm::part_range(20, rank, 3);
+    let bytes = bytes_of_table(dtype, row_len);
+    let row_bytes = bytes.len() / 20;
+    let own = bytes[part.start * row_bytes..part.end * row_bytes].to_vec();
+    Table::load_part(backend, dtype, 20, part, row_len, own.into()).expect("lengths fit")
+}
+
+const IDS: [u32; 10] = [0, 5, 6, 19, 12, 13, 6, 0, 11, 18];
+
+#[test]
+fn a_row_comes_from_the_rank_that_has_it_and_zeros_from_the_others() {
+    for (dtype, backend) in DType::ALL.into_iter().flat_map(|dtype| {
+        [vec![Backend::Reference], cpu_backends()].concat().into_iter().map(move |b| (dtype, b))
+    }) {
+        let mut whole = tensor(1, &[IDS.len(), 256], 1.0);
+        let table = Table::load(&backend, dtype, 20, 256, bytes_of_table(dtype, 256).into());
+        embedding(&backend, &mut whole, &table.expect("lengths fit"), &IDS[..].into())
+            .expect("fits");
+        for rank in 0..3 {
+            let mut part = tensor(2, &[IDS.len(), 256], 1.0);
+            let table = part_of_table(&backend, dtype, 256, rank);
+            embedding(&backend, &mut part, &table, &IDS[..].into()).expect("fits");
+            check_part(part.f32(), whole.f32(), rank, &format!("{backend:?} {dtype}"));
+        }
+        let error = embedding(
+            &backend,
+            &mut whole,
+            &part_of_table(&backend, dtype, 256, 0),
+            &vec![20; IDS.len()].into(),
+        );
+        assert!(matches!(error, Err(KernelError::Index { index: 20, len: 20, .. })), "{error:?}");
+    }
+}
+
+fn check_part(part: &[f32], whole: &[f32], rank: usize, case: &str) {
+    let rows = crate::comm::part_range(20, rank, 3);
+    let row_len = whole.len() / IDS.len();
+    for ((id, part), whole) in IDS.iter().zip(part.chunks(row_len)).zip(whole.chunks(row_len)) {
+        let zeros = vec![0.0; row_len];
+        let expected = if rows.contains(&(*id as usize)) { whole } else { &zeros };
+        assert_same_bits(part, expected, &format!("{case}, rank {rank}, id {id}"));
+    }
+}
+
+#[test]
+fn ranks_on_gpus_have_their_rows_and_zeros_for_the_others() {
+    for device in cuda_devices() {
+        let backend = Backend::Cuda(device.clone());
+        for dtype in DType::ALL {
+            // Plain rows also of a length that is no whole number of vectors.
+            let row_len = if dtype.is_quantized() { 256 } else { 331 };
+            let (ids, _buffer) = indices_on(&device, &IDS);
+            let mut whole = tensor(1, &[IDS.len(), row_len], 1.0);
+            let bytes = bytes_of_table(dtype, row_len).into();
+            let table = Table::load(&Backend::Reference, dtype, 20, row_len, bytes);
+            embedding(&Backend::Reference, &mut whole, &table.expect("lengths fit"), &ids)
+                .expect("fits");
+            for rank in 0..3 {
+                let table = part_of_table(&backend, dtype, row_len, rank);
+                let ones = vec![1.0; whole.len()];
+                let mut part = on_device(&device, DType::F32, whole.shape(), &ones);
+                embedding(&backend, &mut part, &table, &ids).expect("fits");
+                let part = part.to_f32().expect("read");
+                check_part(&part, whole.f32(), rank, &format!("{device:?} {dtype}"));
+            }
+        }
+    }
+}

@@ -76,7 +76,17 @@ impl DeviceWeight {
         in_features: usize,
         bytes: &[u8],
     ) -> Result<DeviceWeight, KernelError> {
-        let layout = Layout { format: Format::of(dtype), out_features, in_features };
+        let layout = Layout::new(Format::of(dtype), out_features, in_features);
+        Self::with_layout(device, dtype, layout, bytes)
+    }
+
+    /// As `new`, for a weight that may be a part of another.
+    pub fn with_layout(
+        device: &CudaDevice,
+        dtype: DType,
+        layout: Layout,
+        bytes: &[u8],
+    ) -> Result<DeviceWeight, KernelError> {
         let packed = Packed::new(&layout, dtype, device.activation_dtype(), bytes)?;
         let codes = DeviceBuffer::from_bytes(device, &packed.codes)?;
         let headers = DeviceBuffer::from_bytes(device, &packed.headers)?;

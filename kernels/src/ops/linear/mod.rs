@@ -22,6 +22,30 @@ pub struct Weight {
     storage: Storage,
 }
 
+/// Where a weight goes, and so in what form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightForm {
+    Reference,
+    Cpu,
+    Cuda,
+}
+
+impl WeightForm {
+    /// Bytes that a weight takes once loaded; `None` when they overflow or blocks do not fit.
+    pub fn num_bytes(self, dtype: DType, out_features: usize, in_features: usize) -> Option<usize> {
+        match self {
+            WeightForm::Reference => dtype.row_bytes(in_features)?.checked_mul(out_features),
+            WeightForm::Cpu => cpu::pack::packed_bytes(dtype, out_features, in_features),
+            WeightForm::Cuda => {
+                let format = cuda::layout::Format::of(dtype);
+                let layout = cuda::layout::Layout::new(format, out_features, in_features);
+                dtype.row_bytes(in_features)?.checked_mul(out_features)?;
+                Some(layout.codes_bytes() + layout.headers_bytes())
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Storage {
     /// As in the checkpoint: row-major blocks, little endian.
@@ -39,6 +63,19 @@ impl Weight {
     pub fn load(
         backend: &Backend,
         dtype: DType,
+        out_features: usize,
+        in_features: usize,
+        bytes: Bytes,
+    ) -> Result<Weight, KernelError> {
+        Self::load_part(backend, dtype, out_features, out_features, in_features, bytes)
+    }
+
+    /// As `load`, for a run of `out_features` rows of a weight that has `whole_features`: a row gives
+    /// the bits that it gives in the whole weight.
+    pub fn load_part(
+        backend: &Backend,
+        dtype: DType,
+        whole_features: usize,
         out_features: usize,
         in_features: usize,
         bytes: Bytes,
@@ -62,15 +99,26 @@ impl Weight {
                 in_features,
                 &bytes,
             )?),
-            Backend::Cuda(device) => Storage::Device(cuda::DeviceWeight::new(
-                device,
-                dtype,
-                out_features,
-                in_features,
-                &bytes,
-            )?),
+            Backend::Cuda(device) => {
+                let format = cuda::layout::Format::of(dtype);
+                let layout = cuda::layout::Layout {
+                    whole_features,
+                    ..cuda::layout::Layout::new(format, out_features, in_features)
+                };
+                let weight = cuda::DeviceWeight::with_layout(device, dtype, layout, &bytes)?;
+                Storage::Device(weight)
+            }
         };
         Ok(Weight { dtype, out_features, in_features, storage })
+    }
+
+    /// Memory that it takes.
+    pub fn num_bytes(&self) -> usize {
+        match &self.storage {
+            Storage::Raw(bytes) => bytes.len(),
+            Storage::Packed(packed) => packed.num_bytes(),
+            Storage::Device(weight) => weight.num_bytes(),
+        }
     }
 
     /// Panics if the weight was loaded for another backend than the one that asks.

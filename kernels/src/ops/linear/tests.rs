@@ -394,3 +394,37 @@ fn shapes_that_do_not_fit_are_refused() {
         assert!(matches!(wrong_bias, Err(KernelError::Shape { what: "bias", .. })));
     }
 }
+
+/// Logits must not depend on how many ranks share the vocabulary out.
+#[test]
+fn a_run_of_rows_of_a_weight_has_the_bits_of_the_whole() {
+    let backends = [vec![Backend::Reference], backends()].concat();
+    // On a GPU 1024 columns of so few rows are several splits, more of them for fewer rows.
+    for (dtype, n, k) in DType::ALL.into_iter().flat_map(|d| [(d, 71, 256), (d, 300, 1024)]) {
+        let bytes: Bytes = weight_bytes(dtype, n, k).into();
+        let row_bytes = bytes.len() / n;
+        let x = tensor(3, &[5, k], 1.0);
+        for backend in &backends {
+            let run = |weight: &Weight| {
+                let x = on(backend, backend.activation_dtype(), &[5, k], x.f32());
+                let shape = [5, weight.out_features];
+                let mut out = on(backend, DType::F32, &shape, &vec![f32::NAN; 5 * shape[1]]);
+                linear(backend, &mut out, &x, weight, None).expect("shapes fit");
+                out.to_f32().expect("the device works")
+            };
+            let whole = Weight::load(backend, dtype, n, k, bytes.clone()).expect("valid bytes");
+            let whole = run(&whole);
+            for rank in 0..4 {
+                let part = crate::comm::part_range(n, rank, 4);
+                let own = bytes.slice(part.start * row_bytes..part.end * row_bytes);
+                let weight = Weight::load_part(backend, dtype, n, part.len(), k, own);
+                let out = run(&weight.expect("valid bytes"));
+                for (row, out) in out.chunks_exact(part.len()).enumerate() {
+                    let expected = &whole[row * n..][part.clone()];
+                    let case = format!("{backend:?} {dtype} [{n}, {k}] rows {part:?}, row {row}");
+                    assert_same_bits(out, expected, &case);
+                }
+            }
+        }
+    }
+}

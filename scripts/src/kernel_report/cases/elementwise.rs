@@ -111,7 +111,9 @@ fn embedding(model: &Model, class: &Class) -> Case {
     let out = case.result(rows * n * F32_BYTES);
     let table = case.zeros(rows * n * ACT_BYTES);
     let ids = case.words((0..rows as u32).collect());
-    let args = vec![out, table, ids, Value::U32(n as u32)];
+    // All rows of the table are here.
+    let numbers = [n, 0, rows].map(|n| Value::U32(n as u32));
+    let args = [&[out, table, ids][..], &numbers].concat();
     case.launch("embedding_bf16", [rows as u32, 1, 1], 0, args);
     let of_row = n * (F32_BYTES + ACT_BYTES) + size_of::<u32>();
     case.minimal_bytes = (class.rows * of_row) as f64;

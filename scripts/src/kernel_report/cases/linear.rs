@@ -45,7 +45,7 @@ pub fn cases(model: &Model, class: &Class) -> Vec<Case> {
 
 fn product(model: &Model, class: &Class, projection: &Projection, format: Format) -> Case {
     let Projection { name, out_features: n, in_features: k, out_bytes } = *projection;
-    let layout = Layout { format, out_features: n, in_features: k };
+    let layout = Layout::new(format, n, k);
     let tile = Layout { out_features: TILE_N.min(n), ..layout };
     let (kernel, geometry, rows_of_block) = launch_of(&layout, DType::BF16, class.rows);
     let rows = rows_of_block.min(class.rows);

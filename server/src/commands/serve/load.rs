@@ -16,10 +16,11 @@ use crate::machine;
 use crate::ranks::{GroupWatch, Leader, Offer, RankConfig, RankGroup, Room, Setup};
 use crate::text::{TextConfig, TextStage};
 use kernels::comm::messages::Messages;
+use kernels::ops::WeightForm;
 use kernels::{Backend, DType};
 use models::weights::shard::num_kv_heads;
-use models::{ChatTemplateSource, Checkpoint, ShardSpec};
-use std::path::{Path, PathBuf};
+use models::{ChatTemplateSource, Checkpoint, LoadError, ShardSpec};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
@@ -124,7 +125,7 @@ impl Opened {
         let here = if uses_cuda(config.compute.device) { 1 } else { here };
         let ranks = RankShare { world_size, here, kv_heads_each };
         let kv_dtype = kv_dtype(config, &checkpoint);
-        let memory = plan_memory(config, &checkpoint, &found.path, kv_dtype, ranks)?;
+        let memory = plan_memory(config, &checkpoint, kv_dtype, ranks)?;
         Ok(Opened { name: found.name, path: found.path, checkpoint, memory, kv_dtype })
     }
 
@@ -224,14 +225,11 @@ fn kv_dtype(config: &ServeConfig, checkpoint: &Checkpoint) -> DType {
 fn plan_memory(
     config: &ServeConfig,
     checkpoint: &Checkpoint,
-    path: &Path,
     kv_dtype: DType,
     ranks: RankShare,
 ) -> Result<MemoryPlan, StartupError> {
     let request = MemoryRequest {
-        weight_bytes: weight_bytes(path)
-            .map_err(|source| StartupError::Io { path: path.to_path_buf(), source })?,
-        shared_bytes: checkpoint.head_bytes(),
+        weight_bytes: weight_bytes(config, checkpoint, ranks)?,
         ranks,
         available_bytes: match uses_cuda(config.compute.device) {
             true => Some(device::free_gpu_memory(&config.compute)?),
@@ -251,19 +249,24 @@ fn plan_memory(
     Ok(memory::plan(&checkpoint.config, &request)?)
 }
 
-/// Size of the file, or of all weight files of the folder.
-fn weight_bytes(path: &Path) -> std::io::Result<u64> {
-    if path.is_file() {
-        return Ok(std::fs::metadata(path)?.len());
-    }
-    let mut total = 0u64;
-    for entry in std::fs::read_dir(path)? {
-        let file = entry?.path();
-        if file.extension().is_some_and(|e| e == "safetensors" || e == "gguf") {
-            total = total.saturating_add(std::fs::metadata(&file)?.len());
-        }
-    }
-    Ok(total)
+/// What the weights of the ranks on this machine take once loaded; on GPUs those of the largest
+/// rank, since each has one.
+fn weight_bytes(
+    config: &ServeConfig,
+    checkpoint: &Checkpoint,
+    ranks: RankShare,
+) -> Result<u64, StartupError> {
+    let form = match (uses_cuda(config.compute.device), config.compute.device) {
+        (true, _) => WeightForm::Cuda,
+        (false, DeviceChoice::Reference) => WeightForm::Reference,
+        (false, _) => WeightForm::Cpu,
+    };
+    let of_rank =
+        |rank| checkpoint.loaded_bytes(ShardSpec { rank, world_size: ranks.world_size }, form);
+    let mut each = (0..ranks.world_size).map(of_rank).collect::<Result<Vec<u64>, LoadError>>()?;
+    // Which ranks are here is not told: the largest.
+    each.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(each.iter().take(ranks.here).fold(0, |sum, &bytes| sum.saturating_add(bytes)))
 }
 
 fn start_text(config: &ServeConfig, checkpoint: &Checkpoint) -> Result<TextStage, StartupError> {

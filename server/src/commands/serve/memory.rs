@@ -18,10 +18,8 @@ const SLOTS_MAX: u64 = i32::MAX as u64;
 /// What is asked for and what there is.
 #[derive(Debug, Clone)]
 pub struct MemoryRequest {
-    /// Bytes of the checkpoint's weight files; loaded weights take about as much.
+    /// Bytes that the weights of all ranks here take once loaded.
     pub weight_bytes: u64,
-    /// Those of them that every rank holds: the output head.
-    pub shared_bytes: u64,
     pub ranks: RankShare,
     /// Bytes free now, if known; on a GPU the part of them that may be used.
     pub available_bytes: Option<u64>,
@@ -105,7 +103,7 @@ pub fn plan(model: &ModelConfig, request: &MemoryRequest) -> Result<MemoryPlan, 
     }
     let per_token = kv_bytes_per_token(model, request).ok_or(MemoryError::Overflow)?;
     let buffers = buffer_bytes(model, request).ok_or(MemoryError::Overflow)?;
-    let weights = weight_bytes(request).ok_or(MemoryError::Overflow)?;
+    let weights = request.weight_bytes;
     let fixed = weights.checked_add(buffers).ok_or(MemoryError::Overflow)?;
     let budget = request.kv_cache_bytes.unwrap_or_else(|| {
         let left = request.available_bytes.map_or(u64::MAX, |free| free.saturating_sub(fixed));
@@ -140,14 +138,6 @@ pub fn plan(model: &ModelConfig, request: &MemoryRequest) -> Result<MemoryPlan, 
     })
 }
 
-/// Loaded weights of all ranks here.
-fn weight_bytes(request: &MemoryRequest) -> Option<u64> {
-    let ranks = &request.ranks;
-    let shared = request.shared_bytes.min(request.weight_bytes);
-    let split = (request.weight_bytes - shared).checked_mul(ranks.here as u64)?;
-    split.div_ceil(ranks.world_size as u64).checked_add(shared.checked_mul(ranks.here as u64)?)
-}
-
 /// Keys and values of one token over all layers and all ranks here.
 fn kv_bytes_per_token(model: &ModelConfig, request: &MemoryRequest) -> Option<u64> {
     let RankShare { here, kv_heads_each, .. } = request.ranks;
@@ -167,7 +157,9 @@ fn buffer_bytes(model: &ModelConfig, request: &MemoryRequest) -> Option<u64> {
         .checked_add(mul(model.intermediate_size.div_ceil(world_size), 3)?)?
         .checked_add(mul(attention, model.head_dim)?.checked_mul(2)?)?;
     let activations = per_token.checked_mul(request.max_num_batched_tokens as u64)?;
-    let logits = mul(model.vocab_size, request.max_num_seqs)?;
+    // All logits, and where they are gathered, room for as many and a rank's own part.
+    let copies = if world_size > 1 { 3 } else { 1 };
+    let logits = mul(model.vocab_size, request.max_num_seqs)?.checked_mul(copies)?;
     activations.checked_add(logits)?.checked_mul(4)?.checked_mul(here as u64)
 }
 
@@ -200,7 +192,6 @@ mod tests {
     fn request() -> MemoryRequest {
         MemoryRequest {
             weight_bytes: 500 << 20,
-            shared_bytes: 100 << 20,
             ranks: RankShare { world_size: 1, here: 1, kv_heads_each: 2 },
             available_bytes: Some(8 << 30),
             cache_share: CacheShare::Part,
@@ -224,14 +215,14 @@ mod tests {
         let with = |world_size, here, kv_heads_each| {
             let ranks = RankShare { world_size, here, kv_heads_each };
             let request = MemoryRequest { ranks, ..request() };
-            (weight_bytes(&request).unwrap() >> 20, kv_bytes_per_token(&model(), &request).unwrap())
+            kv_bytes_per_token(&model(), &request).unwrap()
         };
-        assert_eq!(with(1, 1, 2), (500, 12_288));
-        // The head is there twice, keys and values are shared out.
-        assert_eq!(with(2, 2, 1), (600, 12_288));
+        assert_eq!(with(1, 1, 2), 12_288);
+        // Keys and values are shared out.
+        assert_eq!(with(2, 2, 1), 12_288);
         // Four ranks hold the two kv heads in pairs.
-        assert_eq!(with(4, 4, 1), (800, 2 * 12_288));
-        assert_eq!(with(4, 2, 1), (400, 12_288));
+        assert_eq!(with(4, 4, 1), 2 * 12_288);
+        assert_eq!(with(4, 2, 1), 12_288);
         let plan_of = |here| {
             let ranks = RankShare { world_size: 2, here, kv_heads_each: 1 };
             let kv_cache_bytes = Some(12_288 * 1600);

@@ -43,7 +43,7 @@ impl Packed {
     ) -> Result<Packed, KernelError> {
         let num_tiles = out_features.div_ceil(TILE_ROWS);
         let tile_bytes = tile_bytes(dtype, in_features).unwrap_or(usize::MAX);
-        let packed_bytes = tile_bytes.saturating_mul(num_tiles);
+        let packed_bytes = packed_bytes(dtype, out_features, in_features).unwrap_or(usize::MAX);
         let no_memory = KernelError::OutOfMemory { what: "packed weight", bytes: packed_bytes };
         let mut packed = device.arena.try_zeroed(packed_bytes).ok_or(no_memory)?;
         let row_bytes = bytes.len() / out_features;
@@ -86,6 +86,11 @@ impl Packed {
         let start = chunk_start + (i - panel.start) * chunk.bytes;
         &self.bytes[start..start + chunk.bytes]
     }
+}
+
+/// Memory that a packed weight takes; `None` when it overflows.
+pub fn packed_bytes(dtype: DType, out_features: usize, in_features: usize) -> Option<usize> {
+    tile_bytes(dtype, in_features)?.checked_mul(out_features.div_ceil(TILE_ROWS))
 }
 
 fn chunks_of(dtype: DType, in_features: usize) -> Vec<Chunk> {

@@ -86,9 +86,16 @@ pub struct Layout {
     pub format: Format,
     pub out_features: usize,
     pub in_features: usize,
+    /// Rows of the weight that this one is a run of rows of: its sums are added in the same order.
+    pub whole_features: usize,
 }
 
 impl Layout {
+    /// Of a whole weight.
+    pub fn new(format: Format, out_features: usize, in_features: usize) -> Layout {
+        Layout { format, out_features, in_features, whole_features: out_features }
+    }
+
     /// Tiles along n.
     pub fn num_tile_rows(&self) -> usize {
         self.out_features.div_ceil(TILE_N)
@@ -121,13 +128,14 @@ impl Layout {
 
     /// Tiles along k of each split, but for the last, which may have less: whole headers.
     ///
-    /// The order of all sums follows from this number, so it must depend on the weight alone.
+    /// The order of all sums follows from this number, so it must depend on the weight alone, and
+    /// of a part on the whole.
     pub fn steps_per_split(&self) -> usize {
         let step_row_bytes = TILE_K * self.format.code_bits() / 8;
         let steps_min = SPLIT_ROW_BYTES_MIN / step_row_bytes;
         let unit = steps_min.next_multiple_of(self.format.header_k() / TILE_K);
         // Rounded to nearest.
-        let tile_rows = self.num_tile_rows();
+        let tile_rows = self.whole_features.div_ceil(TILE_N);
         let wanted = ((BLOCKS_WANTED + tile_rows / 2) / tile_rows).clamp(1, SPLITS_MAX);
         self.num_steps().div_ceil(unit).div_ceil(wanted) * unit
     }
@@ -142,7 +150,20 @@ mod tests {
     use super::*;
 
     fn layout(format: Format, out_features: usize, in_features: usize) -> Layout {
-        Layout { format, out_features, in_features }
+        Layout::new(format, out_features, in_features)
+    }
+
+    #[test]
+    fn parts_of_a_weight_have_the_splits_of_the_whole() {
+        for (n, k) in [(4096, 4096), (1152, 1024), (151_936, 896)] {
+            let whole = layout(Format::Plain, n, k);
+            let part = Layout { out_features: n / 8, ..whole };
+            assert_eq!(part.steps_per_split(), whole.steps_per_split(), "{whole:?}");
+            assert_eq!(part.num_splits(), whole.num_splits(), "{whole:?}");
+        }
+        let alone = layout(Format::Plain, 1152 / 8, 1024);
+        let part = Layout { whole_features: 1152, ..alone };
+        assert_ne!(part.num_splits(), alone.num_splits(), "the whole makes a difference");
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn lanes_find_the_values_of_the_checkpoint_and_zeros_around_them() {
         SHAPES.into_iter().flat_map(move |s| [DType::F16, DType::BF16].map(|a| (dtype, s, a)))
     }) {
         let k = k.next_multiple_of(dtype.block_len());
-        let layout = Layout { format: Format::of(dtype), out_features: n, in_features: k };
+        let layout = Layout::new(Format::of(dtype), n, k);
         let bytes = weight_bytes(dtype, n, k);
         let packed = Packed::new(&layout, dtype, activation, &bytes).expect("memory");
         let (columns, values) = values_of_lanes(layout, &packed, activation);
@@ -220,8 +220,8 @@ fn blocks_fit_the_shared_memory_of_small_devices() {
 
 #[test]
 fn few_rows_take_low_blocks_and_fill_the_device_with_splits() {
-    let wide = Layout { format: Format::W4K, out_features: 4096, in_features: 4096 };
-    let vocabulary = Layout { format: Format::Plain, out_features: 151_936, in_features: 1024 };
+    let wide = Layout::new(Format::W4K, 4096, 4096);
+    let vocabulary = Layout::new(Format::Plain, 151_936, 1024);
     let cases = [
         // layout, rows, height, grid
         (wide, 1, 16, [1, 32, 4]),
@@ -245,7 +245,7 @@ fn partial_sums_of_every_plan_fit_the_workspace() {
         for n in [1, 896, 1152, 4096, 16_256, 27_648, 151_936] {
             for k in [256, 896, 4096, 27_648] {
                 let k = usize::next_multiple_of(k, format.header_k());
-                let layout = Layout { format, out_features: n, in_features: k };
+                let layout = Layout::new(format, n, k);
                 for rows in [1, 16, 63, 64, 65, 100, 1000, 2300, 8192, 16_384] {
                     let plan = Plan::new(&layout, rows);
                     if plan.splits == Splits::SideBySide {
