@@ -4,17 +4,15 @@
 
 use serde_json::{Value, json};
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 use tests::golden::{Golden, GreedyCase, golden_paths};
 use tests::http::{Answer, post_bytes};
+use tests::program::{Program, binary};
 
 const DENSE: [&str; 5] = ["qwen2-tied", "qwen2-untied", "qwen3-tied", "qwen3-untied", "qwen3-yarn"];
 /// Tokens of each continuation that are compared.
 const NUM_TOKENS: usize = 8;
-const START_TIME_MAX: Duration = Duration::from_secs(120);
 /// Of log-probabilities between a GPU and the CPU, or between rank counts, where all arithmetic is
 /// BF16; the goldens' own figure for logits of these networks is 0.13 to 0.29.
 const LOGPROB_TOLERANCE: f64 = 0.3;
@@ -125,43 +123,20 @@ fn check_near(told: &[Told], expected: &[Told], what: &str) {
     }
 }
 
-/// A server process on a free port; it ends when this value is dropped.
-struct Server {
-    child: Child,
-    port: u16,
-}
+/// A server with a model.
+struct Server(Program);
 
 impl Server {
     fn start(model: &Path, flags: &[&str]) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = listener.local_addr().expect("bound").port();
-        drop(listener);
-        let child = Command::new(binary())
+        let mut command = Command::new(binary());
+        command
             .args(["serve", "--log-level", "warn", "--kv-cache-memory", "8MiB"])
             .args(["--max-num-seqs", "4", "--max-model-len", "256", "--stall-timeout", "0"])
-            .args(["--port", &port.to_string()])
             .args(flags)
             .arg(model)
             .env("VIRTUAL_GPU_DEVICES", "4")
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("the binary starts");
-        let mut server = Server { child, port };
-        let started = Instant::now();
-        while server.get("/health") != Some(200) {
-            let ended = server.child.try_wait().expect("a child");
-            assert!(ended.is_none(), "the server with {flags:?} ended: {ended:?}");
-            assert!(started.elapsed() < START_TIME_MAX, "{flags:?}: no answer");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        server
-    }
-
-    fn get(&self, path: &str) -> Option<u16> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
-        stream.write_all(request.as_bytes()).ok()?;
-        Some(Answer::read(&mut stream).status)
+            .stdout(Stdio::null());
+        Server(Program::start(&mut command))
     }
 
     fn complete(&self, prompt: &[u32]) -> Told {
@@ -169,7 +144,7 @@ impl Server {
             "prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": true,
             "logprobs": 1, "return_tokens_as_token_ids": true,
         });
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("a connection");
+        let mut stream = self.0.connect();
         let request = post_bytes("/v1/completions", &body.to_string());
         stream.write_all(&request).expect("the request is taken");
         let answer = Answer::read(&mut stream);
@@ -188,18 +163,4 @@ impl Server {
             logprobs: list("token_logprobs").iter().map(logprob).collect(),
         }
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// `monsoon` as cargo built it beside this test.
-fn binary() -> PathBuf {
-    let test = std::env::current_exe().expect("a path");
-    let folder = test.ancestors().nth(2).expect("target/debug/deps/TEST");
-    folder.join("monsoon")
 }

@@ -23,8 +23,25 @@ const LAUNCHER: [&str; 10] = [
     "--quiet",
 ];
 
+/// `monsoon` with MPI. The whole workspace and one test are named so that all dependencies have the
+/// features that `cargo xtask test` builds them with: otherwise most would be compiled once more.
+const BUILD: [&str; 9] = [
+    "build",
+    "--quiet",
+    "--workspace",
+    "--bin",
+    "monsoon",
+    "--test",
+    "tidy",
+    "--features",
+    "server/mpi",
+];
+/// Packages of Debian that the build and the launch need.
+const PACKAGES: [&str; 4] = ["libopenmpi-dev", "openmpi-bin", "libclang-dev", "clang"];
+
 pub fn run() -> Result<()> {
-    process::run(&mut cargo(&["build", "--package", "server", "--features", "mpi"]))?;
+    install_packages()?;
+    process::run(&mut cargo(&BUILD))?;
     let binary = target_dir().join("debug/monsoon");
     let one = Server::start(serve(&mut Command::new(&binary), 1))?;
     let expected = complete(&one.url)?;
@@ -35,6 +52,35 @@ pub fn run() -> Result<()> {
     a_wrong_count_of_processes_is_refused(&binary)?;
     println!("4 passed, 0 failed");
     Ok(())
+}
+
+/// Installs the packages that are missing, on a machine that has Debian's tools.
+fn install_packages() -> Result<()> {
+    let is_there = |package: &&str| {
+        let mut query = Command::new("dpkg-query");
+        query.args(["--show", "--showformat=${db:Status-Status}", package]);
+        let output = query.stderr(Stdio::null()).output();
+        output.map_or(true, |output| output.stdout == b"installed")
+    };
+    let missing: Vec<&str> = PACKAGES.iter().copied().filter(|p| !is_there(p)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("installing {}", missing.join(", "));
+    process::run(&mut apt_get(&["update", "--quiet"]))?;
+    let options = ["install", "--quiet", "--yes", "--no-install-recommends"];
+    process::run(&mut apt_get(&[&options[..], &missing].concat()))
+}
+
+/// Run by root, or by a user who may become root.
+fn apt_get(args: &[&str]) -> Command {
+    let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
+    let mut command = Command::new(if is_root { "apt-get" } else { "sudo" });
+    if !is_root {
+        command.arg("apt-get");
+    }
+    command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    command
 }
 
 fn model() -> PathBuf {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 const GPU_TESTS: [&[&str]; 3] = [
     &["--package", "kernels", "--lib"],
     &["--package", "tests", "--test", "batch_invariance", "--test", "doctor", "--", "gpu"],
-    &["--package", "tests", "--test", "cuda_server"],
+    &["--package", "tests", "--test", "cuda_server", "--test", "cuda_faults"],
 ];
 
 pub fn run() -> Result<()> {

@@ -306,7 +306,9 @@ pub fn cuda_obstacle() -> Option<&'static str> {
     if !cuda::images::has_kernels() {
         return Some("this build holds no CUDA kernels");
     }
-    (cuda::device_count() == 0).then_some("no NVIDIA driver with a GPU was found")
+    (cuda::device_count() == 0).then_some(
+        "no NVIDIA GPU was found: the driver's library libcuda.so.1 is missing or shows none",
+    )
 }
 
 fn check_api_keys(typed: Vec<String>, file: Option<&Path>) -> Result<Vec<String>, ConfigError> {

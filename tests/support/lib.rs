@@ -6,6 +6,7 @@ pub mod session;
 pub mod fake_runner;
 pub mod http;
 pub mod observed;
+pub mod program;
 pub mod random;
 pub mod random_plans;
 pub mod serving;
