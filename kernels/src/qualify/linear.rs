@@ -21,7 +21,7 @@ pub fn linear(findings: &mut Findings) {
         for dtype in DType::ALL {
             for rows in ROWS {
                 let layout = Layout { format: Format::of(dtype), out_features: n, in_features: k };
-                let (kernel, ..) = launch_of(&layout, findings.activation(), rows);
+                let kernel = launch_of(&layout, findings.activation(), rows).kernel;
                 let case = format!("{rows} rows, [{n}, {k}] of {dtype}");
                 let deviation = one(findings, dtype, [rows, n, k]);
                 findings.add_of_kernel("linear", Some(kernel), case, deviation);
