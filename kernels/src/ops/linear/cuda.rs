@@ -1,12 +1,14 @@
 //! Launches of the tensor-core kernels, see `multiply.cuh`.
 
 pub mod layout;
+pub mod groups;
 pub mod pack;
 #[cfg(test)]
 mod tests;
 
 use crate::device::cuda::{Arg, CudaDevice, DeviceBuffer, Geometry, KernelSpec, Param};
 use crate::{DType, KernelError, Tensor};
+use groups::Groups;
 use layout::{Format, Layout, PIECE_N, SPLITS_MAX, TILE_K, TILE_N};
 use pack::Packed;
 
@@ -56,7 +58,7 @@ macro_rules! specs {
 
 /// In the order of `Format::ALL`.
 pub const KERNELS: &[KernelSpec] =
-    specs!("linear_plain" "linear_w8" "linear_w4" "linear_w4k" "linear_w8k");
+    specs!("linear_plain" "linear_w8" "linear_w4" "linear_w4k" "linear_w8k" "linear_w4z");
 
 /// A weight in device memory.
 #[derive(Debug)]
@@ -79,6 +81,21 @@ impl DeviceWeight {
     ) -> Result<DeviceWeight, KernelError> {
         let layout = Layout { format: Format::of(dtype), out_features, in_features };
         let packed = Packed::new(&layout, dtype, device.activation_dtype(), bytes)?;
+        Self::of_packed(device, layout, &packed)
+    }
+
+    /// As `new`, for a weight in groups of 4-bit codes.
+    ///
+    /// Errors: as `new`; `Shape` if the arrays of `groups` do not fit together.
+    pub fn of_groups(device: &CudaDevice, groups: &Groups) -> Result<DeviceWeight, KernelError> {
+        Self::of_packed(device, groups.layout(), &Packed::of_groups(groups)?)
+    }
+
+    fn of_packed(
+        device: &CudaDevice,
+        layout: Layout,
+        packed: &Packed,
+    ) -> Result<DeviceWeight, KernelError> {
         let codes = DeviceBuffer::from_bytes(device, &packed.codes)?;
         let headers = DeviceBuffer::from_bytes(device, &packed.headers)?;
         Ok(DeviceWeight { layout, codes, headers })
@@ -227,7 +244,7 @@ fn num_stages(format: Format) -> [usize; 4] {
     match format {
         Format::Plain => [4, 4, 3, 3],
         Format::W8 => [6, 6, 4, 4],
-        Format::W4 | Format::W4K => [8, 8, 5, 4],
+        Format::W4 | Format::W4K | Format::W4Z => [8, 8, 5, 4],
         Format::W8K => [6, 6, 4, 3],
     }
 }
@@ -238,7 +255,7 @@ fn own_stages(format: Format) -> [usize; 4] {
     match format {
         Format::Plain => [4, 3, 2, 0],
         Format::W8 => [6, 4, 2, 0],
-        Format::W4 | Format::W4K => [7, 4, 2, 0],
+        Format::W4 | Format::W4K | Format::W4Z => [7, 4, 2, 0],
         Format::W8K => [5, 3, 2, 0],
     }
 }

@@ -338,3 +338,22 @@ struct W8K {
         return {Number<Act>::pair_from_f32(w[0], w[1]), Number<Act>::pair_from_f32(w[2], w[3])};
     }
 };
+
+// w = d (q - zero): q of 4 bits, d an f16 and zero 0 to 16 for each 64 k. 4.5 bits a weight. AWQ and
+// GPTQ, d and zero of a longer group repeated. Header, for 64 k of one n: d | zero << 16.
+struct W4Z : W4 {
+    struct Header {
+        uint32_t d_and_zero;
+    };
+
+    static __device__ __forceinline__ Header read_header(const uint8_t* from, uint32_t) {
+        return {*reinterpret_cast<const uint32_t*>(from)};
+    }
+
+    static __device__ __forceinline__ Scale scale(const Header& header, int) {
+        const float d = f32_of_half_bits(header.d_and_zero & 0xffffu);
+        const float zero = static_cast<float>(header.d_and_zero >> 16);
+        // Exact: 2^11 + zero has 12 significant bits, 2^7 + zero has 8, d has 11.
+        return {d, __fmul_rn(d, -2048.0f - zero), __fmul_rn(d, -128.0f - zero)};
+    }
+};

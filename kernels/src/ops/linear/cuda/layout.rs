@@ -22,16 +22,20 @@ pub enum Format {
     Plain,
     /// 8-bit codes, an f16 scale for each 32.
     W8,
-    /// 4-bit codes less 8, an f16 scale for each 32. For a longer group repeat its scale.
+    /// 4-bit codes less 8, an f16 scale for each 32.
     W4,
     /// 4-bit codes, scales and minima of 6 bits for each 32 in superblocks of 256.
     W4K,
     /// 8-bit codes, scales for each 16 and minima for each 32 in superblocks of 256.
     W8K,
+    /// 4-bit codes less a zero, an f16 scale and the zero for each 64; those of longer groups are
+    /// repeated. No dtype of ours has it, see `Groups`.
+    W4Z,
 }
 
 impl Format {
-    pub const ALL: [Format; 5] = [Format::Plain, Format::W8, Format::W4, Format::W4K, Format::W8K];
+    pub const ALL: [Format; 6] =
+        [Format::Plain, Format::W8, Format::W4, Format::W4K, Format::W8K, Format::W4Z];
 
     pub fn of(dtype: DType) -> Format {
         match dtype {
@@ -48,14 +52,14 @@ impl Format {
         match self {
             Format::Plain => 16,
             Format::W8 | Format::W8K => 8,
-            Format::W4 | Format::W4K => 4,
+            Format::W4 | Format::W4K | Format::W4Z => 4,
         }
     }
 
     /// Columns that one header serves; a multiple of `TILE_K`.
     pub fn header_k(self) -> usize {
         match self {
-            Format::Plain | Format::W8 | Format::W4 => 64,
+            Format::Plain | Format::W8 | Format::W4 | Format::W4Z => 64,
             Format::W4K | Format::W8K => 256,
         }
     }
@@ -64,7 +68,7 @@ impl Format {
     pub fn header_bytes(self) -> usize {
         match self {
             Format::Plain => 0,
-            Format::W8 | Format::W4 => 4,
+            Format::W8 | Format::W4 | Format::W4Z => 4,
             Format::W4K => HEADER_PART_BYTES,
             Format::W8K => 2 * HEADER_PART_BYTES,
         }
