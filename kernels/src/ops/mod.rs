@@ -55,7 +55,6 @@ pub fn cuda_kernels() -> impl Iterator<Item = &'static KernelSpec> {
 /// Errors: `Device`, `OutOfMemory`.
 pub fn prepare_all(device: &CudaDevice) -> Result<(), KernelError> {
     cuda_kernels().try_for_each(|kernel| device.prepare(kernel, 0))?;
-    device.workspace()?;
     device.scratch().map(|_| ())
 }
 

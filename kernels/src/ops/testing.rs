@@ -71,3 +71,17 @@ pub fn rounding(dtype: DType) -> (f32, f32) {
         _ => panic!("{dtype} is no activation format"),
     }
 }
+
+/// Launches of the schedule tests. The virtual GPU draws an order of warps and of copies' arrivals
+/// for each launch anew, from its seed and the launch's number, with all checks on unless told
+/// otherwise: a hazard is a failed launch.
+const NUM_SCHEDULES: usize = 50;
+
+/// The op's bits are the same under every schedule.
+pub fn check_schedules(case: &str, mut run: impl FnMut() -> Vec<f32>) {
+    let first = run();
+    assert!(!first.is_empty(), "{case}: nothing to compare");
+    for nth in 1..NUM_SCHEDULES {
+        assert_same_bits(&run(), &first, &format!("{case}, schedule {nth}"));
+    }
+}

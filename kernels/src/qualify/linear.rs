@@ -1,9 +1,10 @@
 //! Products with weights of every format, in every height of tile.
 
 use super::Findings;
-use super::numbers::{Tolerance, on_device, rounded, values, weight_bytes};
-use crate::ops::linear::cuda::launch_of;
+use super::numbers::{Tolerance, bytes_of, on_device, rounded, values, weight_bytes};
+use crate::ops::linear::cuda::groups::{GroupLayout, Groups};
 use crate::ops::linear::cuda::layout::{Format, Layout};
+use crate::ops::linear::cuda::{self, DeviceWeight, launch_of};
 use crate::ops::{self, Weight};
 use crate::{Backend, DType, KernelError, Tensor};
 
@@ -11,6 +12,7 @@ use crate::{Backend, DType, KernelError, Tensor};
 const ROWS: [usize; 4] = [1, 17, 40, 130];
 /// Outputs and inputs: with a rest in both, and with splits.
 const SHAPES: [[usize; 2]; 2] = [[200, 512], [136, 1280]];
+const GROUP_LEN: usize = 128;
 /// How far a sum may lie from the reference, in units in the last place of the activation format
 /// at the size of a usual sum: weights of the quantised formats are rounded to that format once. A
 /// wrong sum is off by a hundred of them.
@@ -20,14 +22,50 @@ pub fn linear(findings: &mut Findings) {
     for &[n, k] in findings.cases(&SHAPES, 1) {
         for dtype in DType::ALL {
             for rows in ROWS {
-                let layout = Layout::new(Format::of(dtype), n, k);
-                let (kernel, ..) = launch_of(&layout, findings.activation(), rows);
+                let layout = Layout { format: Format::of(dtype), out_features: n, in_features: k };
+                let kernel = launch_of(&layout, findings.activation(), rows).kernel;
                 let case = format!("{rows} rows, [{n}, {k}] of {dtype}");
                 let deviation = one(findings, dtype, [rows, n, k]);
                 findings.add_of_kernel("linear", Some(kernel), case, deviation);
             }
         }
+        for rows in ROWS {
+            let layout = Layout { format: Format::W4Z, out_features: n, in_features: k };
+            let kernel = launch_of(&layout, findings.activation(), rows).kernel;
+            let case = format!("{rows} rows, [{n}, {k}] in groups");
+            let deviation = grouped(findings, [rows, n, k]);
+            findings.add_of_kernel("linear", Some(kernel), case, deviation);
+        }
     }
+}
+
+/// As `one`, with a weight in groups of 4-bit codes, which no dtype has.
+fn grouped(findings: &Findings, [rows, n, k]: [usize; 3]) -> Result<f64, KernelError> {
+    let (device, activation) = (&findings.device, findings.activation());
+    let bytes = weight_bytes(DType::F16, 3, n * k);
+    let (qweight, rest) = bytes.split_at(n * k / 2);
+    let (qzeros, scales) = rest.split_at(n / 2 * k.div_ceil(GROUP_LEN));
+    let groups = Groups {
+        layout: GroupLayout::Awq,
+        out_features: n,
+        in_features: k,
+        group_len: GROUP_LEN,
+        qweight,
+        qzeros,
+        scales: &scales[scales.len() - 2 * n * k.div_ceil(GROUP_LEN)..],
+    };
+    let values = groups.values()?;
+    let x = rounded(activation, &self::values(1, rows * k, 1.0));
+    let x_on = on_device(device, activation, &[rows, k], &x)?;
+    let mut out = Tensor::zeros_on(&findings.backend(), DType::F32, &[rows, n])?;
+    cuda::linear(device, &mut out, &x_on, &DeviceWeight::of_groups(device, &groups)?, None)?;
+
+    let reference = Backend::Reference;
+    let bytes = bytes_of(DType::F32, &values).into();
+    let weight = Weight::load(&reference, DType::F32, n, k, bytes)?;
+    let mut expected = Tensor::zeros(DType::F32, &[rows, n])?;
+    ops::linear(&reference, &mut expected, &Tensor::from_f32(&[rows, k], &x), &weight, None)?;
+    Ok(deviation(activation, &out.to_f32()?, expected.f32()))
 }
 
 fn one(findings: &Findings, dtype: DType, [rows, n, k]: [usize; 3]) -> Result<f64, KernelError> {
@@ -46,7 +84,10 @@ fn one(findings: &Findings, dtype: DType, [rows, n, k]: [usize; 3]) -> Result<f6
     let mut expected = Tensor::zeros(DType::F32, &[rows, n])?;
     let (x, bias) = (Tensor::from_f32(&[rows, k], &x), Tensor::from_f32(&[n], &bias));
     ops::linear(&reference, &mut expected, &x, &load(&reference)?, Some(&bias))?;
-    let mean_square = expected.f32().iter().map(|x| x * x).sum::<f32>() / (rows * n) as f32;
-    let tolerance = Tolerance::of(activation, UNITS * mean_square.sqrt());
-    Ok(tolerance.deviation(&out.to_f32()?, expected.f32()))
+    Ok(deviation(activation, &out.to_f32()?, expected.f32()))
+}
+
+fn deviation(activation: DType, out: &[f32], expected: &[f32]) -> f64 {
+    let mean_square = expected.iter().map(|x| x * x).sum::<f32>() / expected.len() as f32;
+    Tolerance::of(activation, UNITS * mean_square.sqrt()).deviation(out, expected)
 }

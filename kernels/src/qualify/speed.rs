@@ -97,8 +97,8 @@ pub fn race(device: &CudaDevice) -> Result<Vec<Race>, KernelError> {
 fn race_one(device: &CudaDevice, dtype: DType, rows: usize) -> Result<Race, KernelError> {
     let format = Format::of(dtype);
     let [n, k] = STREAMED[0];
-    let layout = Layout::new(format, n, k);
-    let (usual, ..) = launch_of(&layout, device.activation_dtype(), rows);
+    let layout = Layout { format, out_features: n, in_features: k };
+    let usual = launch_of(&layout, device.activation_dtype(), rows).kernel;
     let kernels = kernels_for(format, device.activation_dtype());
     let before = device.preferred(usual);
     let mut times = Vec::new();

@@ -50,12 +50,7 @@ impl<'a> Loader<'a> {
     /// As `weight`, by rows of the vocabulary: each row gives what it gives in the whole matrix, to
     /// the bit.
     pub fn vocab_weight(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight, LoadError> {
-        let [vocab, row_len] = shape;
-        let tensor = shard::slice(self.take(name, &shape)?, VOCAB, self.spec)?;
-        let StoredTensor { dtype, shape, bytes } = tensor;
-        let weight = Weight::load_part(self.backend, dtype, vocab, shape[0], row_len, bytes)?;
-        self.loaded_bytes += weight.num_bytes() as u64;
-        Ok(weight)
+        self.weight(name, shape, VOCAB)
     }
 
     /// A norm or a bias, widened to F32.

@@ -92,9 +92,8 @@ pub struct Case {
     /// beyond the first time. In decode steps those are small and stay in the second-level cache;
     /// in prefill steps they are weights and keys, which need not.
     pub reread_bytes: f64,
-    /// Of the whole op: sums of splits, written and read once. They count as bytes that are not
-    /// needed.
-    pub partial_bytes: f64,
+    /// Of one thread block of a product: x and W, as it reads them.
+    pub block_bytes: f64,
     /// Of the whole op: bytes of weights or of the KV cache, to be moved 16 at a time.
     pub wide_bytes: f64,
     pub flops: f64,
@@ -171,6 +170,11 @@ impl Case {
         self.buffer(words.len() * size_of::<u32>(), Fill::Words(words))
     }
 
+    /// Thread blocks of the whole op's first launch.
+    pub fn num_blocks(&self) -> f64 {
+        self.launches[0].grid.iter().map(|&n| f64::from(n)).product::<f64>() * self.num_slices
+    }
+
     fn launch(&mut self, kernel: &str, grid: [u32; 3], shared_bytes: u32, args: Vec<Value>) {
         self.launches.push(Launch { kernel: kernel.to_string(), grid, shared_bytes, args });
     }
@@ -188,7 +192,7 @@ fn case(op: &str, model: &Model, class: &Class) -> Case {
         num_slices: 1.0,
         minimal_bytes: 0.0,
         reread_bytes: 0.0,
-        partial_bytes: 0.0,
+        block_bytes: 0.0,
         wide_bytes: 0.0,
         flops: 0.0,
         limits: Limits::default(),
@@ -209,7 +213,7 @@ pub fn all() -> Vec<Case> {
     cases
 }
 
-/// Dynamic shared memory that a kernel's launch asks for, by the kernel's name.
+/// The most dynamic shared memory that launches of a kernel ask for, by the kernel's name.
 pub fn dynamic_shared(kernel: &str) -> u32 {
     use kernels::ops::{attention, linear};
     /// The splitting attention kernel keeps a number for each sequence.

@@ -167,9 +167,7 @@ pub fn complaints(cases: &[Case], counts: &[Counts]) -> Vec<String> {
         let kernel = &case.launches[0].kernel;
         let name = format!("{kernel} ({} of {}, {})", case.op, case.model, case.class);
         let ratio = counts.bytes_ratio(case);
-        // Sums of splits are a known price, told in the report; whatever comes on top is not.
-        let known = case.partial_bytes / case.minimal_bytes;
-        if case.limits.bytes.is_some_and(|max| ratio > max + known) {
+        if case.limits.bytes.is_some_and(|max| ratio > max) {
             found.push(format!("{name}: moves {ratio:.3} times the bytes that it needs"));
         }
         if case.limits.ways.is_some_and(|max| counts.ways > max) {
@@ -180,14 +178,6 @@ pub fn complaints(cases: &[Case], counts: &[Counts]) -> Vec<String> {
         }
     }
     found
-}
-
-/// Cases that move more bytes than the limit allows, for a known reason.
-pub fn above_limit<'a>(shapes: &[(&'a Case, &'a Counts)]) -> Vec<(&'a Case, &'a Counts)> {
-    let is_above = |(case, counts): &&(&Case, &Counts)| {
-        case.limits.bytes.is_some_and(|max| counts.bytes_ratio(case) > max)
-    };
-    shapes.iter().filter(is_above).copied().collect()
 }
 
 impl Counts {

@@ -42,8 +42,6 @@ struct Inner {
     stream: sys::CUstream,
     name: String,
     kernels: Mutex<Kernels>,
-    /// Address of the workspace; 0 until somebody asks for it.
-    workspace: Mutex<u64>,
     /// Address of the scratch memory, 0 before its first use.
     scratch: Mutex<u64>,
     choices: Mutex<Choices>,
@@ -104,9 +102,8 @@ impl CudaDevice {
         // SAFETY: the context was just retained.
         unsafe { result::ctx::set_current(context) }?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
-        let (kernels, workspace, scratch, choices) = Default::default();
-        let inner =
-            Inner { ordinal, device, context, stream, name, kernels, workspace, scratch, choices };
+        let (kernels, scratch, choices) = Default::default();
+        let inner = Inner { ordinal, device, context, stream, name, kernels, scratch, choices };
         Ok(CudaDevice { inner: Arc::new(inner), activation: DType::BF16 })
     }
 
@@ -217,28 +214,6 @@ impl CudaDevice {
         self.bind()?;
         // SAFETY: the stream lives as long as the device.
         check(unsafe { result::stream::synchronize(self.inner.stream) })
-    }
-
-    /// Size of `workspace`.
-    pub const WORKSPACE_BYTES: usize = 32 << 20;
-
-    /// Address of memory for what one launch leaves to itself: partial sums and counters. Kernels
-    /// follow each other on the one stream, so all share it; who uses the start of it as counters
-    /// leaves them at zero, as they are at first. Errors: `OutOfMemory`, `Device`.
-    pub fn workspace(&self) -> Result<u64, KernelError> {
-        let mut workspace = self.inner.workspace.lock().unwrap_or_else(PoisonError::into_inner);
-        if *workspace == 0 {
-            let bytes = Self::WORKSPACE_BYTES;
-            self.bind()?;
-            // SAFETY: the context is bound; freed once, in `drop` of `Inner`.
-            let Ok(ptr) = (unsafe { result::malloc_sync(bytes) }) else {
-                return Err(KernelError::OutOfMemory { what: "device workspace", bytes });
-            };
-            *workspace = ptr;
-            // SAFETY: the range was just allocated; the stream belongs to the same device.
-            check(unsafe { result::memset_d8_async(ptr, 0, bytes, self.inner.stream) })?;
-        }
-        Ok(*workspace)
     }
 
     /// The driver's handle of the stream, for libraries that queue work on it.
@@ -360,10 +335,6 @@ impl Drop for Inner {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
-            let workspace = *self.workspace.get_mut().unwrap_or_else(PoisonError::into_inner);
-            if workspace != 0 {
-                let _ = result::free_sync(workspace);
-            }
             let kernels = self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner);
             for module in kernels.modules.values() {
                 let _ = result::module::unload(*module);

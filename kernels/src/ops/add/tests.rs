@@ -38,3 +38,20 @@ fn sums_on_a_gpu_are_those_of_the_reference() {
         }
     }
 }
+
+#[test]
+fn fifty_schedules_give_the_same_bits() {
+    let Some(device) = cuda_devices().into_iter().next() else { return };
+    let there = |seed, len| on_device(&device, DType::F32, &[1, len], &values(seed, len, 2.0));
+    let (y, parts) = (there(2, 1030), there(3, 3 * 1030));
+    check_schedules("add_assign", || {
+        let mut x = there(1, 1030);
+        add_assign(&Backend::Cuda(device.clone()), &mut x, &y).expect("shapes fit");
+        x.to_f32().expect("read")
+    });
+    check_schedules("sum_parts", || {
+        let mut x = there(1, 1030);
+        cuda::sum_parts(&device, &mut x, parts.device_ptr(), 3).expect("launched");
+        x.to_f32().expect("read")
+    });
+}

@@ -167,3 +167,19 @@ fn ranks_on_gpus_have_their_rows_and_zeros_for_the_others() {
         }
     }
 }
+
+#[test]
+fn fifty_schedules_give_the_same_bits() {
+    let Some(device) = cuda_devices().into_iter().next() else { return };
+    let backend = Backend::Cuda(device.clone());
+    let (token_ids, _buffer) = indices_on(&device, &[1, 0]);
+    for dtype in DType::ALL {
+        let bytes = crate::qualify::numbers::weight_bytes(dtype, 2, 256);
+        let table = Table::load(&backend, dtype, 2, 256, bytes.into()).expect("lengths fit");
+        check_schedules(dtype.name(), || {
+            let mut out = on_device(&device, DType::F32, &[2, 256], &[1.0; 512]);
+            embedding(&backend, &mut out, &table, &token_ids).expect("fits");
+            out.to_f32().expect("read")
+        });
+    }
+}

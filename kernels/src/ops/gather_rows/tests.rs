@@ -56,3 +56,16 @@ fn rows_come_in_order_on_a_gpu_and_padding_may_follow() {
         }
     }
 }
+
+#[test]
+fn fifty_schedules_give_the_same_bits() {
+    let Some(device) = cuda_devices().into_iter().next() else { return };
+    let backend = Backend::Cuda(device.clone());
+    let x = on_device(&device, DType::F32, &[3, 300], &values(1, 900, 1.0));
+    let (indices, _buffer) = indices_on(&device, &[2, 0]);
+    check_schedules("two rows of 300", || {
+        let mut out = Tensor::zeros_on(&backend, DType::F32, &[2, 300]).expect("small");
+        gather_rows(&backend, &mut out, &x, &indices).expect("fits");
+        out.to_f32().expect("read")
+    });
+}

@@ -1,23 +1,27 @@
 //! Launches of the tensor-core kernels, see `multiply.cuh`.
 
 pub mod layout;
+pub mod groups;
 pub mod pack;
 #[cfg(test)]
 mod tests;
 
 use crate::device::cuda::{Arg, CudaDevice, DeviceBuffer, Geometry, KernelSpec, Param};
 use crate::{DType, KernelError, Tensor};
-use layout::{BLOCKS_WANTED, Format, Layout, TILE_K, TILE_N};
+use groups::Groups;
+use layout::{Format, Layout, PIECE_N, SPLITS_MAX, TILE_K, TILE_N};
 use pack::Packed;
 
 /// Rows of x that one block computes, one kernel each.
 const HEIGHTS: [usize; 4] = [16, 32, 64, 128];
 /// The tallest one that has a warp for each 32 columns; taller ones have two.
 const HEIGHT_OF_4_WARPS: usize = 64;
-/// Rows of collected sums in shared memory, in bytes; `OUT_STRIDE` in the kernel.
-const OUT_ROW_BYTES: usize = (TILE_N + 8) * 4;
-/// The counters of arrived blocks lie before the partial sums in the device's workspace.
-const ARRIVALS_BYTES: usize = BLOCKS_WANTED * 4;
+/// Rows of x up to which W is read once, by one row of blocks.
+const SKINNY_ROWS_MAX: usize = 64;
+/// Rows of a warp's collected sums in shared memory, in bytes; `OUT_STRIDE` in the kernel.
+const OUT_ROW_BYTES: usize = (PIECE_N + 8) * 4;
+/// Of a large device, to weigh plans; they give the same bits, so it need not be this device's.
+const MULTIPROCESSORS: usize = 128;
 
 const PARAMS: &[Param] = &[
     Param::Ptr,
@@ -25,8 +29,7 @@ const PARAMS: &[Param] = &[
     Param::Ptr,
     Param::Ptr,
     Param::Ptr,
-    Param::Ptr,
-    Param::Ptr,
+    Param::U32,
     Param::U32,
     Param::U32,
     Param::U32,
@@ -55,7 +58,7 @@ macro_rules! specs {
 
 /// In the order of `Format::ALL`.
 pub const KERNELS: &[KernelSpec] =
-    specs!("linear_plain" "linear_w8" "linear_w4" "linear_w4k" "linear_w8k");
+    specs!("linear_plain" "linear_w8" "linear_w4" "linear_w4k" "linear_w8k" "linear_w4z");
 
 /// A weight in device memory.
 #[derive(Debug)]
@@ -76,22 +79,25 @@ impl DeviceWeight {
         in_features: usize,
         bytes: &[u8],
     ) -> Result<DeviceWeight, KernelError> {
-        let layout = Layout::new(Format::of(dtype), out_features, in_features);
-        Self::with_layout(device, dtype, layout, bytes)
+        let layout = Layout { format: Format::of(dtype), out_features, in_features };
+        let packed = Packed::new(&layout, dtype, device.activation_dtype(), bytes)?;
+        Self::of_packed(device, layout, &packed)
     }
 
-    /// As `new`, for a weight that may be a part of another.
-    pub fn with_layout(
+    /// As `new`, for a weight in groups of 4-bit codes.
+    ///
+    /// Errors: as `new`; `Shape` if the arrays of `groups` do not fit together.
+    pub fn of_groups(device: &CudaDevice, groups: &Groups) -> Result<DeviceWeight, KernelError> {
+        Self::of_packed(device, groups.layout(), &Packed::of_groups(groups)?)
+    }
+
+    fn of_packed(
         device: &CudaDevice,
-        dtype: DType,
         layout: Layout,
-        bytes: &[u8],
+        packed: &Packed,
     ) -> Result<DeviceWeight, KernelError> {
-        let packed = Packed::new(&layout, dtype, device.activation_dtype(), bytes)?;
         let codes = DeviceBuffer::from_bytes(device, &packed.codes)?;
         let headers = DeviceBuffer::from_bytes(device, &packed.headers)?;
-        // Allocated now, since the first launch may be recorded into a graph.
-        device.workspace()?;
         Ok(DeviceWeight { layout, codes, headers })
     }
 
@@ -114,25 +120,48 @@ enum Epilogue {
 struct Plan {
     /// Index into `HEIGHTS`.
     height: usize,
-    /// Whether each split has blocks of its own.
     splits: Splits,
 }
 
+/// How a block shares the work among its warps. The numbers are those of `Splits` in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Splits {
-    /// A block computes all of them in turn.
-    InTurn,
-    /// Blocks of their own leave partial sums in the workspace.
-    SideBySide,
+    /// Each four warps take 128 columns, all splits in turn.
+    InTurn = 0,
+    /// Four warps take the same 32 columns, one split each.
+    SideBySide = 1,
+}
+
+impl Splits {
+    /// Columns of a block.
+    fn columns(self) -> usize {
+        match self {
+            Splits::InTurn => TILE_N,
+            Splits::SideBySide => PIECE_N,
+        }
+    }
 }
 
 impl Plan {
-    /// The lowest kernel that reads W once, up to the tallest; splits side by side while that gives
-    /// multiprocessors work that would have none.
+    /// The lowest kernel that reads W once, for more rows one of the tallest two; whichever gives
+    /// the busiest multiprocessor the least to read.
     fn new(layout: &Layout, num_rows: usize) -> Plan {
         let tallest = HEIGHTS.len() - 1;
-        let height = HEIGHTS.iter().position(|&h| num_rows <= h).unwrap_or(tallest);
-        Self::with_height(layout, num_rows, height)
+        let mut heights = match num_rows {
+            0..=SKINNY_ROWS_MAX => {
+                let lowest = HEIGHTS.iter().position(|&h| num_rows <= h).unwrap_or(tallest);
+                lowest..lowest + 1
+            }
+            _ => tallest - 1..tallest + 1,
+        };
+        // Where two are equal, the taller one, which reads less on the whole.
+        let first = heights.next_back().expect("one height at least");
+        let first = Self::with_height(layout, num_rows, first);
+        heights.fold(first, |best, height| {
+            let plan = Self::with_height(layout, num_rows, height);
+            let [cost, least] = [plan, best].map(|p| p.busiest_bytes(layout, num_rows));
+            if cost < least { plan } else { best }
+        })
     }
 
     /// The same among the kernels that `device` may launch: the one it prefers, or else the nearest
@@ -156,35 +185,40 @@ impl Plan {
         Ok(Self::with_height(layout, num_rows, height))
     }
 
+    /// The better of the plans for this height. Where both are equal, splits in turn, which read x
+    /// less often.
     fn with_height(layout: &Layout, num_rows: usize, height: usize) -> Plan {
-        let side_by_side = Plan { height, splits: Splits::SideBySide };
-        let fits = side_by_side.num_blocks_of_split(layout, num_rows) < BLOCKS_WANTED
-            && side_by_side.partials_bytes(layout, num_rows)
-                <= CudaDevice::WORKSPACE_BYTES - ARRIVALS_BYTES;
-        if layout.num_splits() > 1 && fits {
+        let [in_turn, side_by_side] =
+            [Splits::InTurn, Splits::SideBySide].map(|splits| Plan { height, splits });
+        let cost = |plan: Plan| plan.busiest_bytes(layout, num_rows);
+        if side_by_side.is_possible(layout) && cost(side_by_side) < cost(in_turn) {
             side_by_side
         } else {
-            Plan { height, splits: Splits::InTurn }
+            in_turn
         }
     }
 
-    fn num_blocks_of_split(&self, layout: &Layout, num_rows: usize) -> usize {
-        num_rows.div_ceil(HEIGHTS[self.height]) * layout.num_tile_rows()
+    fn is_possible(&self, layout: &Layout) -> bool {
+        self.splits == Splits::InTurn || own_stages(layout.format)[self.height] > 0
     }
 
-    fn partials_bytes(&self, layout: &Layout, num_rows: usize) -> usize {
-        layout.num_splits() * num_rows * layout.num_tile_rows() * TILE_N * 4
+    /// Bytes of x and W that the multiprocessor with the most blocks reads: it gets that many in a
+    /// time that does not depend on how few others are busy.
+    fn busiest_bytes(&self, layout: &Layout, num_rows: usize) -> usize {
+        let columns = self.splits.columns();
+        let rows = num_rows.div_ceil(HEIGHTS[self.height]);
+        let num_blocks = rows * layout.out_features.div_ceil(columns);
+        let x_bytes = num_rows.min(HEIGHTS[self.height]) * layout.num_steps() * TILE_K * 2;
+        let w_bytes = columns * layout.row_bytes();
+        num_blocks.div_ceil(MULTIPROCESSORS) * (x_bytes + w_bytes)
     }
 
     fn geometry(&self, layout: &Layout, num_rows: usize) -> Geometry {
         let height = HEIGHTS[self.height];
-        let depth = match self.splits {
-            Splits::InTurn => 1,
-            Splits::SideBySide => layout.num_splits(),
-        };
-        let grid = [num_rows.div_ceil(height), layout.num_tile_rows(), depth].map(u32_of);
+        let columns = layout.out_features.div_ceil(self.splits.columns());
+        let grid = [num_rows.div_ceil(height), columns, 1].map(u32_of);
         let block_threads = if height > HEIGHT_OF_4_WARPS { 256 } else { 128 };
-        let shared_bytes = u32_of(shared_bytes(layout.format, self.height));
+        let shared_bytes = u32_of(shared_bytes(layout.format, self.height, self.splits));
         Geometry { grid, block_threads, shared_bytes }
     }
 }
@@ -210,36 +244,65 @@ fn num_stages(format: Format) -> [usize; 4] {
     match format {
         Format::Plain => [4, 4, 3, 3],
         Format::W8 => [6, 6, 4, 4],
-        Format::W4 | Format::W4K => [8, 8, 5, 4],
+        Format::W4 | Format::W4K | Format::W4Z => [8, 8, 5, 4],
         Format::W8K => [6, 6, 4, 3],
     }
 }
 
-/// What a product with `num_rows` rows of `activation` launches, and the rows of x that one block
-/// computes.
-pub fn launch_of(
-    layout: &Layout,
-    activation: DType,
-    num_rows: usize,
-) -> (&'static KernelSpec, Geometry, usize) {
-    let plan = Plan::new(layout, num_rows);
-    let kernel = kernel(layout.format, activation, plan.height);
-    (kernel, plan.geometry(layout, num_rows), HEIGHTS[plan.height])
+/// As `num_stages`, for each warp of a block with splits side by side, where its own tiles of x
+/// take most of the memory. Blocks of 128 rows have too many of them.
+fn own_stages(format: Format) -> [usize; 4] {
+    match format {
+        Format::Plain => [4, 3, 2, 0],
+        Format::W8 => [6, 4, 2, 0],
+        Format::W4 | Format::W4K | Format::W4Z => [7, 4, 2, 0],
+        Format::W8K => [5, 3, 2, 0],
+    }
 }
 
-/// Dynamic shared memory of a kernel of `KERNELS`.
+/// One launch, as `launch` makes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch {
+    pub kernel: &'static KernelSpec,
+    pub geometry: Geometry,
+    /// Rows of x and columns of W that one block computes.
+    pub block_rows: usize,
+    pub block_columns: usize,
+    /// The kernel's last argument.
+    pub splits: u32,
+}
+
+/// What a product with `num_rows` rows of `activation` launches.
+pub fn launch_of(layout: &Layout, activation: DType, num_rows: usize) -> Launch {
+    let plan = Plan::new(layout, num_rows);
+    Launch {
+        kernel: kernel(layout.format, activation, plan.height),
+        geometry: plan.geometry(layout, num_rows),
+        block_rows: HEIGHTS[plan.height],
+        block_columns: plan.splits.columns(),
+        splits: plan.splits as u32,
+    }
+}
+
+/// The most dynamic shared memory of a kernel of `KERNELS`.
 pub fn shared_bytes_of(kernel: &KernelSpec) -> Option<usize> {
     let at = KERNELS.iter().position(|k| k == kernel)?;
-    Some(shared_bytes(Format::ALL[at / HEIGHTS.len() / 2], at % HEIGHTS.len()))
+    let (format, height) = (Format::ALL[at / HEIGHTS.len() / 2], at % HEIGHTS.len());
+    let bytes = |splits| shared_bytes(format, height, splits);
+    Some(bytes(Splits::InTurn).max(bytes(Splits::SideBySide)))
 }
 
 /// Dynamic shared memory: the tiles of all stages and the headers they need, later the sums.
-fn shared_bytes(format: Format, height: usize) -> usize {
-    let (num_stages, height) = (num_stages(format)[height], HEIGHTS[height]);
-    let tiles = num_stages * (height * TILE_K * 2 + format.tile_bytes());
-    let header_slots = (num_stages - 1).div_ceil(format.header_k() / TILE_K) + 1;
+fn shared_bytes(format: Format, height: usize, splits: Splits) -> usize {
+    let [in_turn, own] = [num_stages(format)[height], own_stages(format)[height]];
+    let x_bytes = HEIGHTS[height] * TILE_K * 2;
+    let tiles = match splits {
+        Splits::InTurn => in_turn * (x_bytes + format.tile_bytes()),
+        Splits::SideBySide => own * (SPLITS_MAX * x_bytes + format.tile_bytes()),
+    };
+    let header_slots = (in_turn.max(own) - 1).div_ceil(format.header_k() / TILE_K) + 1;
     let headers = header_slots * TILE_N * format.header_bytes();
-    (tiles + headers).max(height * OUT_ROW_BYTES)
+    (tiles + headers).max(TILE_N / PIECE_N * HEIGHTS[height] * OUT_ROW_BYTES)
 }
 
 pub fn linear(
@@ -282,20 +345,18 @@ fn launch(
         return Ok(());
     }
     let kernel = kernel(layout.format, device.activation_dtype(), plan.height);
-    let workspace = device.workspace()?;
     let args = [
         Arg::Ptr(out.device_ptr()),
         Arg::Ptr(x.device_ptr()),
         Arg::Ptr(weight.codes.ptr()),
         Arg::Ptr(weight.headers.ptr()),
         Arg::Ptr(bias.map_or(0, Tensor::device_ptr)),
-        Arg::Ptr(workspace + ARRIVALS_BYTES as u64),
-        Arg::Ptr(workspace),
         Arg::U32(u32_of(num_rows)),
         Arg::U32(u32_of(layout.out_features)),
         Arg::U32(u32_of(layout.in_features)),
         Arg::U32(u32_of(layout.steps_per_split())),
         Arg::U32(epilogue as u32),
+        Arg::U32(plan.splits as u32),
     ];
     device.launch(kernel, plan.geometry(layout, num_rows), &args)
 }

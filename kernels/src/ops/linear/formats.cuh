@@ -24,7 +24,7 @@
 constexpr int TILE_N = 128;
 constexpr int TILE_K = 64;
 constexpr int VECTOR_BYTES = 512;
-// Columns of W for one warp, as 8-column operands of mma.
+// Columns of W for one warp, a piece of a tile, as 8-column operands of mma.
 constexpr int WARP_N = 32;
 constexpr int WARP_OPERANDS = WARP_N / 8;
 
@@ -33,11 +33,12 @@ struct Operand {
     uint32_t first, second;
 };
 
-// Vector `index` of the 16-column block `block` of a tile in shared memory.
+// Vector `index` of the 16-column block `block` of a piece of a tile in shared memory.
 template <int vectors_per_block>
-__device__ __forceinline__ uint4 tile_vector(const uint8_t* tile, int block, int index, int lane) {
+__device__ __forceinline__ uint4 piece_vector(const uint8_t* piece, int block, int index,
+                                              int lane) {
     const int vector = block * vectors_per_block + index;
-    return *reinterpret_cast<const uint4*>(tile + vector * VECTOR_BYTES + lane * 16);
+    return *reinterpret_cast<const uint4*>(piece + vector * VECTOR_BYTES + lane * 16);
 }
 
 // Byte `i` of `codes` (q + 128) as the float 2^15 + 128 + q: it lands where a bit is worth 1.
@@ -70,8 +71,8 @@ __device__ __forceinline__ uint32_t word_of(const uint4& vector, int i) {
 //   Codes    the codes of a warp's 32 columns, as much as is read at once
 //   Header   of one n, what a tile needs, as it lies in memory
 //   Scale    the same as numbers, for the 32 k of one half of a tile
-//   read_codes(codes, tile, first block, half, lane)
-//   read_header(where the first part of one n is, step of the tile in its header)
+//   read_codes(codes, piece, half, lane)
+//   read_header(where the first part of one n of a piece is, step of the tile in its header)
 //   scale(header, half)
 //   operand<Act>(codes, scale, column operand j of 0..4, half, step of 16 k in the half)
 
@@ -88,12 +89,12 @@ struct Plain {
     struct Header {};
     struct Scale {};
 
-    static __device__ __forceinline__ void read_codes(Codes& codes, const uint8_t* tile, int block,
-                                                      int half, int lane) {
+    static __device__ __forceinline__ void read_codes(Codes& codes, const uint8_t* piece, int half,
+                                                      int lane) {
 #pragma unroll
         for (int j = 0; j < WARP_OPERANDS; ++j) {
             codes.of_operand[j] =
-                tile_vector<vectors_per_block>(tile, block + j / 2, 2 * (j % 2) + half, lane);
+                piece_vector<vectors_per_block>(piece, j / 2, 2 * (j % 2) + half, lane);
         }
     }
 
@@ -113,11 +114,11 @@ struct Plain {
 struct Codes8 {
     uint4 of_operand[WARP_OPERANDS];
 
-    __device__ __forceinline__ void read(const uint8_t* tile, int block, int half, int lane) {
+    __device__ __forceinline__ void read(const uint8_t* piece, int half, int lane) {
         if (half != 0) return;
 #pragma unroll
         for (int j = 0; j < WARP_OPERANDS; ++j) {
-            of_operand[j] = tile_vector<2>(tile, block + j / 2, j % 2, lane);
+            of_operand[j] = piece_vector<2>(piece, j / 2, j % 2, lane);
         }
     }
 };
@@ -126,11 +127,11 @@ struct Codes8 {
 struct Codes4 {
     uint4 of_block[WARP_OPERANDS / 2];
 
-    __device__ __forceinline__ void read(const uint8_t* tile, int block, int half, int lane) {
+    __device__ __forceinline__ void read(const uint8_t* piece, int half, int lane) {
         if (half != 0) return;
 #pragma unroll
         for (int i = 0; i < WARP_OPERANDS / 2; ++i) {
-            of_block[i] = tile_vector<1>(tile, block + i, 0, lane);
+            of_block[i] = piece_vector<1>(piece, i, 0, lane);
         }
     }
 };
@@ -151,9 +152,9 @@ struct W8 {
         float d, offset;
     };
 
-    static __device__ __forceinline__ void read_codes(Codes& codes, const uint8_t* tile, int block,
-                                                      int half, int lane) {
-        codes.read(tile, block, half, lane);
+    static __device__ __forceinline__ void read_codes(Codes& codes, const uint8_t* piece, int half,
+                                                      int lane) {
+        codes.read(piece, half, lane);
     }
 
     static __device__ __forceinline__ Header read_header(const uint8_t* from, uint32_t) {
@@ -196,9 +197,9 @@ struct W4 {
         float d, offset_first, offset_second;
     };
 
-    static __device__ __forceinline__ void read_codes(Codes& codes, const uint8_t* tile, int block,
-                                                      int half, int lane) {
-        codes.read(tile, block, half, lane);
+    static __device__ __forceinline__ void read_codes(Codes& codes, const uint8_t* piece, int half,
+                                                      int lane) {
+        codes.read(piece, half, lane);
     }
 
     static __device__ __forceinline__ Header read_header(const uint8_t* from, uint32_t) {
@@ -245,9 +246,9 @@ struct W4K {
         float d_scale, minus_min;
     };
 
-    static __device__ __forceinline__ void read_codes(Codes& codes, const uint8_t* tile, int block,
-                                                      int half, int lane) {
-        codes.read(tile, block, half, lane);
+    static __device__ __forceinline__ void read_codes(Codes& codes, const uint8_t* piece, int half,
+                                                      int lane) {
+        codes.read(piece, half, lane);
     }
 
     static __device__ __forceinline__ Header read_header(const uint8_t* from, uint32_t step) {
@@ -299,13 +300,13 @@ struct W8K {
         float d_scale[2], minus_min;
     };
 
-    static __device__ __forceinline__ void read_codes(Codes& codes, const uint8_t* tile, int block,
-                                                      int half, int lane) {
-        codes.read(tile, block, half, lane);
+    static __device__ __forceinline__ void read_codes(Codes& codes, const uint8_t* piece, int half,
+                                                      int lane) {
+        codes.read(piece, half, lane);
     }
 
     static __device__ __forceinline__ Header read_header(const uint8_t* from, uint32_t step) {
-        const uint8_t* scales = from + TILE_N * part_bytes + 4 * step;
+        const uint8_t* scales = from + WARP_N * part_bytes + 4 * step;
         return {*reinterpret_cast<const uint32_t*>(from),
                 *reinterpret_cast<const uint32_t*>(scales),
                 *reinterpret_cast<const uint16_t*>(from + 4 + 2 * step)};
@@ -335,5 +336,24 @@ struct W8K {
                              scale.minus_min);
         }
         return {Number<Act>::pair_from_f32(w[0], w[1]), Number<Act>::pair_from_f32(w[2], w[3])};
+    }
+};
+
+// w = d (q - zero): q of 4 bits, d an f16 and zero 0 to 16 for each 64 k. 4.5 bits a weight. AWQ and
+// GPTQ, d and zero of a longer group repeated. Header, for 64 k of one n: d | zero << 16.
+struct W4Z : W4 {
+    struct Header {
+        uint32_t d_and_zero;
+    };
+
+    static __device__ __forceinline__ Header read_header(const uint8_t* from, uint32_t) {
+        return {*reinterpret_cast<const uint32_t*>(from)};
+    }
+
+    static __device__ __forceinline__ Scale scale(const Header& header, int) {
+        const float d = f32_of_half_bits(header.d_and_zero & 0xffffu);
+        const float zero = static_cast<float>(header.d_and_zero >> 16);
+        // Exact: 2^11 + zero has 12 significant bits, 2^7 + zero has 8, d has 11.
+        return {d, __fmul_rn(d, -2048.0f - zero), __fmul_rn(d, -128.0f - zero)};
     }
 };

@@ -38,7 +38,7 @@ impl WeightForm {
             WeightForm::Cpu => cpu::pack::packed_bytes(dtype, out_features, in_features),
             WeightForm::Cuda => {
                 let format = cuda::layout::Format::of(dtype);
-                let layout = cuda::layout::Layout::new(format, out_features, in_features);
+                let layout = cuda::layout::Layout { format, out_features, in_features };
                 dtype.row_bytes(in_features)?.checked_mul(out_features)?;
                 Some(layout.codes_bytes() + layout.headers_bytes())
             }
@@ -57,25 +57,13 @@ enum Storage {
 }
 
 impl Weight {
-    /// Takes `bytes`, row-major as in the checkpoint, and prepares them for `backend`.
+    /// Takes `bytes`, row-major as in the checkpoint, and prepares them for `backend`. A row gives the
+    /// same bits in a weight that holds a part of another's rows.
     ///
     /// Errors: `Shape` if `bytes` is not [out_features, in_features] of `dtype`; `OutOfMemory`.
     pub fn load(
         backend: &Backend,
         dtype: DType,
-        out_features: usize,
-        in_features: usize,
-        bytes: Bytes,
-    ) -> Result<Weight, KernelError> {
-        Self::load_part(backend, dtype, out_features, out_features, in_features, bytes)
-    }
-
-    /// As `load`, for a run of `out_features` rows of a weight that has `whole_features`: a row gives
-    /// the bits that it gives in the whole weight.
-    pub fn load_part(
-        backend: &Backend,
-        dtype: DType,
-        whole_features: usize,
         out_features: usize,
         in_features: usize,
         bytes: Bytes,
@@ -100,12 +88,8 @@ impl Weight {
                 &bytes,
             )?),
             Backend::Cuda(device) => {
-                let format = cuda::layout::Format::of(dtype);
-                let layout = cuda::layout::Layout {
-                    whole_features,
-                    ..cuda::layout::Layout::new(format, out_features, in_features)
-                };
-                let weight = cuda::DeviceWeight::with_layout(device, dtype, layout, &bytes)?;
+                let weight =
+                    cuda::DeviceWeight::new(device, dtype, out_features, in_features, &bytes)?;
                 Storage::Device(weight)
             }
         };

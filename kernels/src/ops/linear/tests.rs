@@ -417,7 +417,7 @@ fn a_run_of_rows_of_a_weight_has_the_bits_of_the_whole() {
             for rank in 0..4 {
                 let part = crate::comm::part_range(n, rank, 4);
                 let own = bytes.slice(part.start * row_bytes..part.end * row_bytes);
-                let weight = Weight::load_part(backend, dtype, n, part.len(), k, own);
+                let weight = Weight::load(backend, dtype, part.len(), k, own);
                 let out = run(&weight.expect("valid bytes"));
                 for (row, out) in out.chunks_exact(part.len()).enumerate() {
                     let expected = &whole[row * n..][part.clone()];

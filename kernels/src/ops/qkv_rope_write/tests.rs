@@ -169,3 +169,15 @@ fn a_token_on_a_gpu_has_the_same_bits_alone_and_in_any_batch() {
         assert_same_bits(&alone_q[..q_len], &q[3 * q_len..][..q_len], &format!("{device:?}"));
     }
 }
+
+#[test]
+fn fifty_schedules_give_the_same_bits() {
+    for device in cuda_devices() {
+        for shape in [[2, 1, 64, 64], [3, 3, 6, 4]] {
+            let (step, backend) = (step(shape, 2), Backend::Cuda(device.clone()));
+            check_schedules(&format!("{device:?} {shape:?}"), || {
+                run(&backend, &step, true, 1).concat()
+            });
+        }
+    }
+}

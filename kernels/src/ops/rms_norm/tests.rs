@@ -150,3 +150,21 @@ fn rows_that_are_no_whole_vectors_are_refused_on_a_gpu() {
         assert!(matches!(error, Err(KernelError::Shape { what: "weight", .. })), "{error:?}");
     }
 }
+
+#[test]
+fn fifty_schedules_give_the_same_bits() {
+    for device in cuda_devices() {
+        let (backend, dtype) = (Backend::Cuda(device.clone()), device.activation_dtype());
+        let there = |seed| on_device(&device, DType::F32, &[1, 1100], &values(seed, 1100, 3.0));
+        let weight = on_device(&device, DType::F32, &[1100], &values(3, 1100, 2.0));
+        for has_delta in [true, false] {
+            check_schedules(&format!("{device:?}, delta {has_delta}"), || {
+                let (mut hidden, delta) = (there(1), has_delta.then(|| there(2)));
+                let mut out = Tensor::zeros_on(&backend, dtype, &[1, 1100]).expect("small");
+                add_rms_norm(&backend, &mut hidden, delta.as_ref(), &mut out, &weight, 1e-6)
+                    .expect("shapes fit");
+                [hidden, out].map(|t| t.to_f32().expect("read")).concat()
+            });
+        }
+    }
+}

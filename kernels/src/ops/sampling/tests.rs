@@ -490,3 +490,30 @@ fn uniform_numbers_come_from_the_published_generator() {
     let bits = 0x6627_e8d5_e169_c58du64;
     assert_eq!(reference::uniform(0, 0), (bits >> 11) as f64 / (1u64 << 53) as f64);
 }
+
+#[test]
+fn fifty_schedules_give_the_same_tokens() {
+    let Some(device) = device() else { return };
+    let mut random = Random(10);
+    let (mut logits, mut case) = random_case(&mut random, 300);
+    (case.temperature, case.top_p, case.logprobs) = (0.9, 0.8, Some(3));
+    logits.extend_from_within(..);
+    let run = || {
+        let rows = [Row::Sample(case.clone()), Row::Score { target: 17, top: 3 }];
+        run(&device, &logits, [300, 300], &rows)
+    };
+    let first = run();
+    for schedule in 1..50 {
+        assert_eq!(run(), first, "schedule {schedule}");
+    }
+    let [from, sampled] = [[1, u32::MAX], [10, 11]].map(|words: [u32; 2]| {
+        DeviceBuffer::from_bytes(&device, &words.map(u32::to_le_bytes).concat()).expect("small")
+    });
+    for schedule in 0..50 {
+        let ids = DeviceBuffer::from_bytes(&device, &[5; 8]).expect("small");
+        feed_tokens(&device, ids.ptr(), sampled.ptr(), from.ptr(), 2).expect("launched");
+        let mut bytes = [0; 8];
+        ids.read(0, &mut bytes).expect("read");
+        assert_eq!(bytes, [11, 0, 0, 0, 5, 5, 5, 5], "schedule {schedule}");
+    }
+}

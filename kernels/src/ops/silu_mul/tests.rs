@@ -80,3 +80,17 @@ fn extreme_gates_on_a_gpu_give_limits_and_nan_stays_nan() {
         assert!(out[3] == 0.0 && out[4] == 0.0, "{out:?}");
     }
 }
+
+#[test]
+fn fifty_schedules_give_the_same_bits() {
+    for device in cuda_devices() {
+        let (backend, dtype) = (Backend::Cuda(device.clone()), device.activation_dtype());
+        let [gate, up] =
+            [1, 2].map(|seed| on_device(&device, dtype, &[1, 2100], &values(seed, 2100, 4.0)));
+        check_schedules(&format!("{device:?}"), || {
+            let mut out = Tensor::zeros_on(&backend, dtype, &[1, 2100]).expect("small");
+            silu_mul(&backend, &mut out, &gate, &up).expect("shapes fit");
+            out.to_f32().expect("read")
+        });
+    }
+}

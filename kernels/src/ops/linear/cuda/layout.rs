@@ -10,14 +10,10 @@ pub const TILE_K: usize = 64;
 /// Longer headers lie in parts, those of the tile's rows side by side.
 pub const HEADER_PART_BYTES: usize = 16;
 
-/// Splits are made until a row of tiles, times its splits, is about this many blocks: one for each
-/// multiprocessor of a large device. A constant, not the number of this device's multiprocessors,
-/// so that all devices give the same bits.
-pub const BLOCKS_WANTED: usize = 128;
-const SPLITS_MAX: usize = 16;
-/// Bytes that a split reads of one row of W at least. It then writes and reads 8 bytes of sums for
-/// each row of x, which for one row are 3% more.
-const SPLIT_ROW_BYTES_MIN: usize = 256;
+/// Rows of W that one warp multiplies with: a piece of a tile.
+pub const PIECE_N: usize = 32;
+/// The most splits along k: one for each warp of a block that has them side by side.
+pub const SPLITS_MAX: usize = 4;
 
 /// A format of weights on the device. The dtypes of checkpoints map onto them without loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,16 +22,20 @@ pub enum Format {
     Plain,
     /// 8-bit codes, an f16 scale for each 32.
     W8,
-    /// 4-bit codes less 8, an f16 scale for each 32. For a longer group repeat its scale.
+    /// 4-bit codes less 8, an f16 scale for each 32.
     W4,
     /// 4-bit codes, scales and minima of 6 bits for each 32 in superblocks of 256.
     W4K,
     /// 8-bit codes, scales for each 16 and minima for each 32 in superblocks of 256.
     W8K,
+    /// 4-bit codes less a zero, an f16 scale and the zero for each 64; those of longer groups are
+    /// repeated. No dtype of ours has it, see `Groups`.
+    W4Z,
 }
 
 impl Format {
-    pub const ALL: [Format; 5] = [Format::Plain, Format::W8, Format::W4, Format::W4K, Format::W8K];
+    pub const ALL: [Format; 6] =
+        [Format::Plain, Format::W8, Format::W4, Format::W4K, Format::W8K, Format::W4Z];
 
     pub fn of(dtype: DType) -> Format {
         match dtype {
@@ -52,14 +52,14 @@ impl Format {
         match self {
             Format::Plain => 16,
             Format::W8 | Format::W8K => 8,
-            Format::W4 | Format::W4K => 4,
+            Format::W4 | Format::W4K | Format::W4Z => 4,
         }
     }
 
     /// Columns that one header serves; a multiple of `TILE_K`.
     pub fn header_k(self) -> usize {
         match self {
-            Format::Plain | Format::W8 | Format::W4 => 64,
+            Format::Plain | Format::W8 | Format::W4 | Format::W4Z => 64,
             Format::W4K | Format::W8K => 256,
         }
     }
@@ -68,7 +68,7 @@ impl Format {
     pub fn header_bytes(self) -> usize {
         match self {
             Format::Plain => 0,
-            Format::W8 | Format::W4 => 4,
+            Format::W8 | Format::W4 | Format::W4Z => 4,
             Format::W4K => HEADER_PART_BYTES,
             Format::W8K => 2 * HEADER_PART_BYTES,
         }
@@ -86,16 +86,9 @@ pub struct Layout {
     pub format: Format,
     pub out_features: usize,
     pub in_features: usize,
-    /// Rows of the weight that this one is a run of rows of: its sums are added in the same order.
-    pub whole_features: usize,
 }
 
 impl Layout {
-    /// Of a whole weight.
-    pub fn new(format: Format, out_features: usize, in_features: usize) -> Layout {
-        Layout { format, out_features, in_features, whole_features: out_features }
-    }
-
     /// Tiles along n.
     pub fn num_tile_rows(&self) -> usize {
         self.out_features.div_ceil(TILE_N)
@@ -126,18 +119,19 @@ impl Layout {
         self.headers_per_row() * TILE_N * self.format.header_bytes()
     }
 
+    /// Bytes of one row of W: codes and headers.
+    pub fn row_bytes(&self) -> usize {
+        self.num_steps() * TILE_K * self.format.code_bits() / 8
+            + self.headers_per_row() * self.format.header_bytes()
+    }
+
     /// Tiles along k of each split, but for the last, which may have less: whole headers.
     ///
-    /// The order of all sums follows from this number, so it must depend on the weight alone, and
-    /// of a part on the whole.
+    /// The order of all sums follows from this number, so it must depend on the weight alone; it
+    /// depends on its columns and format, so that a rank's share of the rows has the same sums.
     pub fn steps_per_split(&self) -> usize {
-        let step_row_bytes = TILE_K * self.format.code_bits() / 8;
-        let steps_min = SPLIT_ROW_BYTES_MIN / step_row_bytes;
-        let unit = steps_min.next_multiple_of(self.format.header_k() / TILE_K);
-        // Rounded to nearest.
-        let tile_rows = self.whole_features.div_ceil(TILE_N);
-        let wanted = ((BLOCKS_WANTED + tile_rows / 2) / tile_rows).clamp(1, SPLITS_MAX);
-        self.num_steps().div_ceil(unit).div_ceil(wanted) * unit
+        let unit = self.format.header_k() / TILE_K;
+        self.headers_per_row().div_ceil(SPLITS_MAX) * unit
     }
 
     pub fn num_splits(&self) -> usize {
@@ -150,7 +144,7 @@ mod tests {
     use super::*;
 
     fn layout(format: Format, out_features: usize, in_features: usize) -> Layout {
-        Layout::new(format, out_features, in_features)
+        Layout { format, out_features, in_features }
     }
 
     #[test]
@@ -161,24 +155,21 @@ mod tests {
             assert_eq!(part.steps_per_split(), whole.steps_per_split(), "{whole:?}");
             assert_eq!(part.num_splits(), whole.num_splits(), "{whole:?}");
         }
-        let alone = layout(Format::Plain, 1152 / 8, 1024);
-        let part = Layout { whole_features: 1152, ..alone };
-        assert_ne!(part.num_splits(), alone.num_splits(), "the whole makes a difference");
     }
 
     #[test]
-    fn splits_fill_the_device_and_are_not_too_short() {
+    fn there_are_four_splits_where_there_are_four_headers() {
         let cases = [
             // format, n, k, steps per split, splits
             (Format::Plain, 4096, 4096, 16, 4),
             (Format::W4K, 4096, 4096, 16, 4),
             (Format::W4, 1024, 2048, 8, 4),
-            (Format::Plain, 896, 896, 2, 7),
-            (Format::W8, 12_288, 4096, 64, 1),
-            (Format::Plain, 151_936, 896, 14, 1),
+            (Format::Plain, 896, 896, 4, 4),
+            (Format::Plain, 151_936, 896, 4, 4),
+            (Format::W8, 40, 320, 2, 3),
             (Format::W8K, 8, 256, 4, 1),
-            (Format::W8, 8, 32, 4, 1),
-            (Format::Plain, 1, 1, 2, 1),
+            (Format::W4K, 8, 768, 4, 3),
+            (Format::Plain, 1, 1, 1, 1),
         ];
         for (format, n, k, steps, splits) in cases {
             let layout = layout(format, n, k);

@@ -36,26 +36,42 @@ impl Packed {
         bytes: &[u8],
     ) -> Result<Packed, KernelError> {
         assert_eq!(layout.format, Format::of(dtype), "the layout is that of the dtype");
+        let row_bytes = bytes.len() / layout.out_features;
+        let rows_len = TILE_N * row_bytes;
+        Self::by_tile_rows(layout, |tile_row, codes, headers| {
+            let end = bytes.len().min((tile_row + 1) * rows_len);
+            let rows = &bytes[tile_row * rows_len..end];
+            Job { layout, dtype, activation, row_bytes, rows, codes, headers }.run();
+        })
+    }
+
+    /// A weight whose rows of tiles are filled by `pack`, on all cores: the number of the row, its
+    /// codes and its headers, zeros at first.
+    ///
+    /// Errors: `OutOfMemory`.
+    pub(super) fn by_tile_rows(
+        layout: &Layout,
+        pack: impl Fn(usize, &mut [u8], &mut [u8]) + Sync,
+    ) -> Result<Packed, KernelError> {
         let mut codes = zeroed(layout.codes_bytes())?;
         let mut headers = zeroed(layout.headers_bytes())?;
-        let row_bytes = bytes.len() / layout.out_features;
-        let codes_len = layout.tile_row_codes_bytes();
         // Plain weights have no headers; `max` keeps the iterator below in step.
         let headers_len = layout.tile_row_headers_bytes().max(1);
-        let rows = bytes.chunks(TILE_N * row_bytes);
         let mut headers_of = headers.chunks_mut(headers_len);
-        let mut jobs: Vec<Job> = rows
-            .zip(codes.chunks_mut(codes_len))
-            .map(|(rows, codes)| {
-                let headers = headers_of.next().unwrap_or_default();
-                Job { layout, dtype, activation, row_bytes, rows, codes, headers }
-            })
+        let mut jobs: Vec<_> = codes
+            .chunks_mut(layout.tile_row_codes_bytes())
+            .map(|codes| (codes, headers_of.next().unwrap_or_default()))
+            .enumerate()
             .collect();
         let num_threads = std::thread::available_parallelism().map_or(1, NonZero::get);
         let jobs_per_thread = jobs.len().div_ceil(num_threads);
         std::thread::scope(|scope| {
             for jobs in jobs.chunks_mut(jobs_per_thread) {
-                scope.spawn(|| jobs.iter_mut().for_each(Job::run));
+                scope.spawn(|| {
+                    for (tile_row, (codes, headers)) in jobs {
+                        pack(*tile_row, codes, headers);
+                    }
+                });
             }
         });
         drop(jobs);
@@ -89,6 +105,7 @@ impl Job<'_> {
             Format::Plain => self.pack_plain(),
             Format::W8 | Format::W8K => self.pack_8(),
             Format::W4 | Format::W4K => self.pack_4(),
+            Format::W4Z => unreachable!("no dtype has this format"),
         }
         if self.layout.format.header_bytes() > 0 {
             self.pack_headers();
@@ -126,23 +143,10 @@ impl Job<'_> {
     }
 
     fn pack_4(&mut self) {
-        // In nibbles from the start of the row's place in the tile, for both halves of a block.
-        let column_nibbles = [0, 1].map(|half| {
-            column_offsets(|k| {
-                let nibble = PAIR_NIBBLES[2 * half + k.index / 2][k.index % 2];
-                (k.lane * 16 + k.step * 4) * 2 + nibble
-            })
-        });
         let mut row_codes = vec![0; self.layout.in_features];
         for (n, row) in self.rows.chunks(self.row_bytes).enumerate() {
             unpack_codes(self.dtype, row, &mut row_codes);
-            let row_at = n / BLOCK_N * VECTOR_BYTES + n % 8 * 64;
-            let column_nibbles = &column_nibbles[n % BLOCK_N / 8];
-            for (i, &code) in row_codes.iter().enumerate() {
-                let tile = i / TILE_K * self.layout.format.tile_bytes();
-                let nibble = column_nibbles[i % TILE_K];
-                self.codes[tile + row_at + nibble / 2] |= code << (nibble % 2 * 4);
-            }
+            place_nibbles(self.layout, self.codes, n, &row_codes);
         }
     }
 
@@ -162,6 +166,21 @@ impl Job<'_> {
                 }
             }
         }
+    }
+}
+
+/// Puts the 4-bit codes of row `n` of a row of tiles, `codes`, in their places, which hold zeros.
+pub(super) fn place_nibbles(layout: &Layout, codes: &mut [u8], n: usize, row_codes: &[u8]) {
+    // In nibbles from the start of the row's place in the tile.
+    let column_nibbles = column_offsets(|k| {
+        let nibble = PAIR_NIBBLES[n % BLOCK_N / 8 * 2 + k.index / 2][k.index % 2];
+        (k.lane * 16 + k.step * 4) * 2 + nibble
+    });
+    let row_at = n / BLOCK_N * VECTOR_BYTES + n % 8 * 64;
+    for (i, &code) in row_codes.iter().enumerate() {
+        let tile = i / TILE_K * layout.format.tile_bytes();
+        let nibble = column_nibbles[i % TILE_K];
+        codes[tile + row_at + nibble / 2] |= code << (nibble % 2 * 4);
     }
 }
 
