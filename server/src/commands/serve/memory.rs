@@ -232,7 +232,8 @@ mod tests {
         let four = RankShare { world_size: 4, here: 4, kv_heads_each: 1 };
         let one = buffer_bytes(&model(), &request()).unwrap();
         let all = buffer_bytes(&model(), &MemoryRequest { ranks: four, ..request() }).unwrap();
-        assert!(all > one && all < 4 * one);
+        // The logits are there three times on each of them, activations are shared out.
+        assert!(all > one && all < 3 * 4 * one);
     }
 
     #[test]
