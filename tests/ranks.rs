@@ -142,10 +142,16 @@ fn write_uneven(from: &Path, to: &Path, is_tied: bool) {
     config["vocab_size"] = json!(UNEVEN_VOCAB);
     config["tie_word_embeddings"] = json!(is_tied);
     std::fs::write(to.join("config.json"), config.to_string()).unwrap();
-    let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let files = std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path());
+    let of_model = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        name.starts_with("model") && name.ends_with(".safetensors")
+    };
+    let files: Vec<_> = files.filter(of_model).map(|path| std::fs::read(path).unwrap()).collect();
+    let files: Vec<_> =
+        files.iter().map(|bytes| SafeTensors::deserialize(bytes).unwrap()).collect();
     let mut all: Vec<(String, Vec<usize>, Dtype, Vec<u8>)> = Vec::new();
-    for (name, view) in tensors.tensors() {
+    for (name, view) in files.iter().flat_map(SafeTensors::tensors) {
         let (mut shape, mut data) = (view.shape().to_vec(), view.data().to_vec());
         if name == "model.embed_tokens.weight" {
             let row_bytes = data.len() / shape[0];
