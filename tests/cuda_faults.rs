@@ -77,7 +77,7 @@ fn measure_start(folder: &Path) -> (u64, u64) {
 /// What a client saw of an answer that was cut short, and how the process ended.
 struct Seen {
     num_tokens: usize,
-    /// The data of the last event.
+    /// The data of the last event before `[DONE]`.
     last: String,
     /// The status of /health, asked for after that.
     health: u16,
@@ -104,8 +104,12 @@ fn stream(mut command: Command, max_tokens: usize) -> Seen {
         let text = String::from_utf8(piece).expect("text");
         for event in text.split_terminator("\n\n").filter_map(|event| event.strip_prefix("data: "))
         {
+            // A stream ends so whether or not it was cut short.
+            if event == "[DONE]" {
+                continue;
+            }
             last = event.to_string();
-            if !event.contains("\"error\"") && event != "[DONE]" {
+            if !event.contains("\"error\"") {
                 (num_tokens, since) = (num_tokens + 1, Instant::now());
             }
         }
