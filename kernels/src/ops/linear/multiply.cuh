@@ -256,18 +256,23 @@ struct Multiply {
         clear(totals);
         clear(sums);
         const int num_stages = is_split ? own_stages : stages;
-        const uint32_t first_full = step + num_stages - 1;
         uint32_t split_end = step + problem.steps_per_split;
-        int slot = 0, next_slot = 0;
-        for (uint32_t next = step; step < end; ++next) {
-            const bool is_full = next >= first_full;
+        // Of the step that is fetched; the one before it in the ring is multiplied last.
+        int next_slot = 0;
+        // Steps from the one that is multiplied next to the one that is fetched.
+        int ahead = 0;
+        while (step < end) {
+            const bool is_full = ahead == num_stages - 1;
             if (is_full) await_step();
-            if (next < end) fetch(next, next_slot);
+            if (step + ahead < end) fetch(step + ahead, next_slot);
             ptx::cp_async_commit();
             next_slot = next_slot + 1 == num_stages ? 0 : next_slot + 1;
-            if (!is_full) continue;
-            multiply(sums, step, slot);
-            slot = slot + 1 == num_stages ? 0 : slot + 1;
+            if (!is_full) {
+                ++ahead;
+                continue;
+            }
+            // All slots are in use: behind the newest step lies the oldest.
+            multiply(sums, step, next_slot);
             if (++step == split_end || step == end) {
                 add(totals, sums);
                 clear(sums);
