@@ -1,5 +1,5 @@
-//! What clients and operators get when a GPU fails: the whole server on the virtual GPU, which fails
-//! on command (`cargo xtask virtual-gpu`), and on a machine that has none.
+//! What clients and operators get when a GPU fails: the whole server on the virtual GPU, which
+//! fails on command (`cargo xtask virtual-gpu`), and on a machine that has none.
 
 use kernels::device::cuda::images;
 use serde_json::{Value, json};

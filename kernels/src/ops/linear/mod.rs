@@ -57,8 +57,8 @@ enum Storage {
 }
 
 impl Weight {
-    /// Takes `bytes`, row-major as in the checkpoint, and prepares them for `backend`. A row gives the
-    /// same bits in a weight that holds a part of another's rows.
+    /// Takes `bytes`, row-major as in the checkpoint, and prepares them for `backend`. A row gives
+    /// the same bits in a weight that holds a part of another's rows.
     ///
     /// Errors: `Shape` if `bytes` is not [out_features, in_features] of `dtype`; `OutOfMemory`.
     pub fn load(

@@ -13,8 +13,8 @@ use half::f16;
 const WORD_BYTES: usize = 4;
 const SCALE_BYTES: usize = 2;
 const CODES_PER_WORD: usize = 8;
-/// Nibble of an AWQ word that holds column i of its eight: nibbles 0 to 7 are columns 0, 2, 4, 6, 1,
-/// 3, 5, 7.
+/// Nibble of an AWQ word that holds column i of its eight: nibbles 0 to 7 are columns 0, 2, 4, 6,
+/// 1, 3, 5, 7.
 const AWQ_NIBBLES: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +27,8 @@ pub enum GroupLayout {
     Awq,
 }
 
-/// A weight as in the checkpoint, little endian: w[n, k] = scale (code - zero), scale and zero those
-/// of output n and group k / group_len. `scales` [in / group, out] are f16.
+/// A weight as in the checkpoint, little endian: w[n, k] = scale (code - zero), scale and zero
+/// those of output n and group k / group_len. `scales` [in / group, out] are f16.
 #[derive(Debug, Clone, Copy)]
 pub struct Groups<'a> {
     pub layout: GroupLayout,
