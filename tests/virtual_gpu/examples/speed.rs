@@ -1,8 +1,8 @@
 //! Warp instructions per second on a linear kernel: `speed PTX KERNEL N K SPLIT_STEPS SHARED_BYTES
 //! [checks]`.
 //!
-//! The kernel's parameters are those of `ops/linear` (out, x, codes, headers, bias, partials,
-//! arrivals, m, n, k, steps per split, epilogue), for one row and one split.
+//! The kernel's parameters are those of `ops/linear` (out, x, codes, headers, bias, m, n, k,
+//! steps per split, epilogue, splits), for one row and splits in turn.
 use std::time::Instant;
 use virtual_gpu::{Checks, GlobalMemory, LaunchConfig, Module, launch};
 
@@ -24,10 +24,10 @@ fn main() {
     let (out, x) = (fill(n as u64 * 4), fill(k as u64 * 2));
     let codes = fill(tiles * k.div_ceil(64) as u64 * 128 * 64 * 2);
     let mut params = Vec::new();
-    for pointer in [out, x, codes, 0, 0, 0, 0] {
+    for pointer in [out, x, codes, 0, 0] {
         params.extend(u64::to_le_bytes(pointer));
     }
-    for value in [1, n, k, steps, 0] {
+    for value in [1, n, k, steps, 0, 0] {
         params.extend(u32::to_le_bytes(value));
     }
     for threads in [1, 2] {
