@@ -42,7 +42,8 @@ fn resources(text: &mut String, kernels: &[Kernel], occupancies: &[[Occupancy; 3
          architectures; static shared memory; threads of a block (launch bounds). Computed: \
          dynamic \
          shared memory, the most that a launch asks for; blocks that a multiprocessor holds at \
-         once, and the share of its threads that they fill, by NVIDIA's cuda_occupancy.h. Assumed: the \
+         once, and the share of its threads that they fill, by NVIDIA's cuda_occupancy.h. \
+         Assumed: the \
          sizes of \
          a multiprocessor.\n\n\
          | kernel | registers | spilled | shared, static + dynamic | threads | A100 | H100 \
