@@ -16,7 +16,8 @@ use tests::program::{Program, binary};
 const END_TIME_MAX: Duration = Duration::from_secs(10);
 /// The server's own limit for ranks that stand still.
 const STALL_SECONDS: &str = "4";
-const NUM_LAYERS: u64 = 4;
+/// Two sums in each of four layers, one of the embeddings, and the gathering of the logits.
+const COLLECTIVES_PER_STEP: u64 = 2 * 4 + 1 + 1;
 /// Kernels after the start, in the middle of an answer.
 const LAUNCHES_LATER: u64 = 600;
 const EXIT_FAILED: i32 = 1;
@@ -129,14 +130,19 @@ fn a_gpu_that_fails_ends_the_stream_with_an_error_and_the_process_in_time() {
     let folder = folder.path();
     let (launches, allocations) = measure_start(folder);
     let later = launches + LAUNCHES_LATER;
-    // Two sums in each layer of each step: in the sixth one the second rank stays away from one.
-    let skipped = 2 * NUM_LAYERS * 5 + 1;
+    // In the sixth step the second rank stays away from a sum. The ranks then wait for each other,
+    // or meet in collectives that do not match, which NCCL may notice.
+    let skipped = COLLECTIVES_PER_STEP * 5 + 2;
     let cases = [
-        (format!("lost:{later}"), "", "ECC_UNCORRECTABLE"),
-        (format!("launch:{later}"), "", "LAUNCH_FAILED"),
-        (format!("skip-collective:1:{skipped}"), "--enforce-eager", "no rank has made progress"),
+        (format!("lost:{later}"), "", &["ECC_UNCORRECTABLE"][..]),
+        (format!("launch:{later}"), "", &["LAUNCH_FAILED"]),
+        (
+            format!("skip-collective:1:{skipped}"),
+            "--enforce-eager",
+            &["no rank has made progress", "LAUNCH_FAILED"],
+        ),
     ];
-    for (fault, flag, cause) in cases {
+    for (fault, flag, causes) in cases {
         let flags: Vec<&str> = Some(flag).into_iter().filter(|flag| !flag.is_empty()).collect();
         let mut command = on_two_gpus(folder, &flags);
         command.env("VIRTUAL_GPU_FAULT", &fault);
@@ -146,7 +152,8 @@ fn a_gpu_that_fails_ends_the_stream_with_an_error_and_the_process_in_time() {
         assert_eq!(seen.health, 503, "{fault}");
         assert_eq!(seen.status.code(), Some(EXIT_FAILED), "{fault}");
         let line = error_line(folder);
-        assert!(line.contains("device was lost") && line.contains(cause), "{fault}: {line}");
+        let names_one = causes.iter().any(|cause| line.contains(cause));
+        assert!(line.contains("device was lost") && names_one, "{fault}: {line}");
     }
     let half = allocations / 2;
     let mut command = on_two_gpus(folder, &["--port", "0"]);

@@ -4,11 +4,12 @@ use crate::process::{self, cargo};
 use crate::{clients, cuda_toolchain, virtual_gpu};
 use anyhow::{Context, Result};
 
-/// The tests that have something to do on a GPU, as cargo is told of them.
+/// The tests that have something to do on a GPU, as cargo is told of them. The whole workspace is
+/// named so that dependencies keep the features they were built with.
 const GPU_TESTS: [&[&str]; 3] = [
     &["--package", "kernels", "--lib"],
-    &["--package", "tests", "--test", "batch_invariance", "--test", "doctor", "--", "gpu"],
-    &["--package", "tests", "--test", "cuda_server", "--test", "cuda_faults"],
+    &["--workspace", "--test", "batch_invariance", "--test", "doctor", "--", "gpu"],
+    &["--workspace", "--test", "cuda_server", "--test", "cuda_faults"],
 ];
 
 pub fn run() -> Result<()> {

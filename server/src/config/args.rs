@@ -79,7 +79,7 @@ pub struct ServeArgs {
     #[arg(long)]
     pub enforce_eager: bool,
     /// Seconds without progress after which a rank or device counts as lost; 0: never
-    #[arg(long, value_name = "SECONDS", default_value_t = 6)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub stall_timeout: u64,
     /// Number format of keys and values; auto is f16 (reference: f32, cuda: that of the

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// Ranks that do nothing for so long while a plan is under way hang. They count every task of the
 /// thread pool, milliseconds of work, so a long step on a slow machine is no matter. With the time
 /// that clients get for their answers the process has ended after ten seconds.
-pub const STALL_TIME_MAX: Duration = Duration::from_secs(6);
+pub const STALL_TIME_MAX: Duration = Duration::from_secs(5);
 /// How often a group looks at its counters.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
