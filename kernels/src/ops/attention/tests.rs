@@ -340,6 +340,17 @@ fn rows_have_the_same_bits_in_any_chunk_batch_block_and_thread() {
 }
 
 #[test]
+fn fifty_schedules_give_the_same_bits() {
+    let Some(device) = cuda_devices().into_iter().next() else { return };
+    for head_dim in [32, 64, 128, 256] {
+        // A prefill of more than one tile of keys, and a decode whose keys are split.
+        let chunks = [chunk(1, 70, 20), chunk(9, 270, 1)];
+        let step = Step::new(model(1, 2, head_dim, DType::F16), &chunks, 16);
+        check_schedules(&format!("head_dim {head_dim}"), || step.run_on(&device));
+    }
+}
+
+#[test]
 fn long_contexts_have_the_same_bits_split_over_threads_or_not() {
     check_bits(model(1, 2, 64, DType::F16), 1100, &[&[1099], &[511, 512, 513, 1090], &[1030]]);
     let cuts: [&[usize]; 2] = [&[599], &[255, 256, 257, 512, 513, 597]];
