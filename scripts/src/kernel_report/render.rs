@@ -38,14 +38,10 @@ fn resources(text: &mut String, kernels: &[Kernel], occupancies: &[[Occupancy; 3
     text.push_str(&format!(
         "\n## Registers, shared memory, occupancy\n\n\
          Read: registers of a thread on {archs} (one number where all agree); spilled bytes, of \
-         all \
-         architectures; static shared memory; threads of a block (launch bounds). Computed: \
-         dynamic \
-         shared memory, the most that a launch asks for; blocks that a multiprocessor holds at \
-         once, and the share of its threads that they fill, by NVIDIA's cuda_occupancy.h. \
-         Assumed: the \
-         sizes of \
-         a multiprocessor.\n\n\
+         all architectures; static shared memory; threads of a block (launch bounds). Computed: \
+         dynamic shared memory, the most that a launch asks for; blocks that a multiprocessor \
+         holds at once, and the share of its threads that they fill, by NVIDIA's \
+         cuda_occupancy.h. Assumed: the sizes of a multiprocessor.\n\n\
          | kernel | registers | spilled | shared, static + dynamic | threads | A100 | H100 \
          | B200 |\n\
          |---|---|---|---|---|---|---|---|\n"
