@@ -152,6 +152,7 @@ fn a_gpu_that_fails_ends_the_stream_with_an_error_and_the_process_in_time() {
         assert_eq!(seen.health, 503, "{fault}");
         assert_eq!(seen.status.code(), Some(EXIT_FAILED), "{fault}");
         let line = error_line(folder);
+        assert_eq!(line.matches("rank ").count(), 1, "the cause stands once: {line}");
         let names_one = causes.iter().any(|cause| line.contains(cause));
         assert!(line.contains("device was lost") && names_one, "{fault}: {line}");
     }

@@ -17,7 +17,8 @@ const MARGIN_MIN_Q8: f32 = 0.1;
 /// Random weights spread a small change, so along a continuation one step in forty may choose
 /// another token below this margin. Measured over all files: 10 to 12 of 1,275 steps, up to 0.29;
 /// candle's networks with 8-bit activations: 20, up to 0.40. Every projection adds its part: with
-/// 16 bits in one kind of them alone steps still differ, with 16 bits in all of them none does.
+/// 16 bits in one kind of them alone steps still differ, with 16 bits in all of them none does
+/// (benches/results/2026-11-28-avx2-2cores).
 const MARGIN_MAX_Q8: f32 = 0.35;
 /// Of the largest logit. The data says "about 3 %"; measured: up to 4.2 %, candle's up to 7.8 %.
 const LOGITS_TOLERANCE_Q8: f32 = 0.05;

@@ -70,7 +70,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
             ExitCode::from(EXIT_STARTUP)
         }
         _ => {
-            eprintln!("error: {error:#}");
+            // Messages name their causes themselves.
+            eprintln!("error: {error}");
             ExitCode::from(EXIT_FAILED)
         }
     }

@@ -3,6 +3,7 @@
 use super::norm::RmsNorm;
 use super::scratch::Scratch;
 use crate::weights::loader::Loader;
+use crate::weights::shard::VOCAB;
 use crate::{ForwardContext, LoadError};
 use kernels::comm::Communicator;
 use kernels::ops::{Table, Weight, embedding, gather_rows, linear};
@@ -48,7 +49,7 @@ impl Head {
         let name = if loader.config.tie_word_embeddings { EMBEDDING } else { HEAD };
         Ok(Head {
             norm: RmsNorm::load(loader, "model.norm", shape[1])?,
-            weight: loader.vocab_weight(name, shape)?,
+            weight: loader.weight(name, shape, VOCAB)?,
         })
     }
 

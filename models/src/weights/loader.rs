@@ -47,12 +47,6 @@ impl<'a> Loader<'a> {
         Ok(weight)
     }
 
-    /// As `weight`, by rows of the vocabulary: each row gives what it gives in the whole matrix, to
-    /// the bit.
-    pub fn vocab_weight(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight, LoadError> {
-        self.weight(name, shape, VOCAB)
-    }
-
     /// A norm or a bias, widened to F32.
     pub fn vector(&mut self, name: &str, len: usize, split: Split) -> Result<Tensor, LoadError> {
         let tensor = shard::slice(self.take(name, &[len])?, split, self.spec)?;

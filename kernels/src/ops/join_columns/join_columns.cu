@@ -4,9 +4,9 @@
 
 constexpr int THREADS = 256;
 
-// grid [ceil(columns of the largest part / (4 * THREADS)), num_parts, num_rows]; rows of len values.
-// Part p has the columns from len * p / num_parts on (comm::part_range), its rows one after the other
-// from parts + p * part_stride on.
+// grid [ceil(columns of the largest part / (4 * THREADS)), num_parts, num_rows]; rows of len
+// values. Part p has the columns from len * p / num_parts on (comm::part_range), its rows one after
+// the other from parts + p * part_stride on.
 extern "C" __global__ void __launch_bounds__(THREADS)
     join_columns_f32(float* out, const float* parts, uint64_t len, uint64_t part_stride) {
     const uint64_t first = len * blockIdx.y / gridDim.y;
