@@ -125,6 +125,17 @@ impl Tensor {
         Ok(Tensor { shape: shape.to_vec(), data })
     }
 
+    /// Has the system find the memory of a part of the values in use, as `AlignedVec::touch`.
+    /// Memory of a GPU is there from the start.
+    pub fn touch(&mut self, values: std::ops::Range<usize>) {
+        match &mut self.data {
+            Data::F32(v) => v.touch(values),
+            Data::F16(v) => v.touch(values),
+            Data::BF16(v) => v.touch(values),
+            Data::Cuda(..) => {}
+        }
+    }
+
     /// Panics unless `values` fill `shape` exactly.
     pub fn from_f32(shape: &[usize], values: &[f32]) -> Tensor {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "values do not fill the shape");

@@ -2,16 +2,20 @@
 #![allow(unsafe_code)]
 
 use half::{bf16, f16};
-use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
 /// One cache line, and one AVX-512 register.
 pub const ALIGNMENT: usize = 64;
 /// A huge page; memory of several of them begins on such a border.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
-/// From here on memory is asked for in huge pages. Touching 4 GiB of KV cache at start takes
-/// seconds in small pages, and reading it later misses the address cache on every page.
+/// From here on memory is asked for in huge pages: reading a KV cache in small ones misses the
+/// address cache on every page.
 const HUGE_BYTES_MIN: usize = 4 * HUGE_PAGE_BYTES;
+/// Up to here the allocator zeroes large memory by mapping it, which takes no time: pages come as
+/// they are first written. With a larger alignment it would write zeros to all of it, and a server
+/// with a large KV cache starts seconds later.
+const MAPPED_ALIGNMENT_MAX: usize = 16;
 
 /// Number types that may live in an `AlignedVec`: any bit pattern is a value, and all zeros is
 /// zero.
@@ -28,6 +32,8 @@ elements!(u8, i8, u16, i16, i32, u32, f32, f64, f16, bf16);
 pub struct AlignedVec<T: Element> {
     ptr: NonNull<T>,
     len: usize,
+    /// What the allocator gave; dangling if there is nothing to give back.
+    base: NonNull<u8>,
 }
 
 impl<T: Element> AlignedVec<T> {
@@ -35,14 +41,15 @@ impl<T: Element> AlignedVec<T> {
     pub fn try_zeroed(len: usize) -> Option<Self> {
         let layout = Self::layout(len)?;
         if layout.size() == 0 {
-            return Some(Self { ptr: NonNull::dangling(), len });
+            return Some(Self { ptr: NonNull::dangling(), len, base: NonNull::dangling() });
         }
-        let raw = match layout.size() >= HUGE_BYTES_MIN {
-            true => alloc_huge_zeroed(layout),
-            // SAFETY: the layout has a non-zero size, checked above.
-            false => unsafe { alloc_zeroed(layout) },
+        // SAFETY: the layout has a non-zero size, checked above.
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let ptr = match layout.size() >= HUGE_BYTES_MIN {
+            true => huge_pages(base, layout),
+            false => base,
         };
-        NonNull::new(raw.cast::<T>()).map(|ptr| Self { ptr, len })
+        Some(Self { ptr: ptr.cast::<T>(), len, base })
     }
 
     pub fn zeroed(len: usize) -> Self {
@@ -55,39 +62,50 @@ impl<T: Element> AlignedVec<T> {
         out
     }
 
+    /// Writes to every page of a range of values, which changes none of them: the system then has
+    /// to find the memory now, not when the values are first used.
+    pub fn touch(&mut self, values: std::ops::Range<usize>) {
+        const SMALL_PAGE_BYTES: usize = 4096;
+        for value in self[values].iter_mut().step_by(SMALL_PAGE_BYTES / size_of::<T>()) {
+            *value = std::hint::black_box(*value);
+        }
+    }
+
     fn layout(len: usize) -> Option<Layout> {
         let bytes = len.checked_mul(size_of::<T>())?;
-        let alignment = if bytes >= HUGE_BYTES_MIN { HUGE_PAGE_BYTES } else { ALIGNMENT };
-        Layout::from_size_align(bytes, alignment).ok()
+        match bytes >= HUGE_BYTES_MIN {
+            // With room to begin on a page border.
+            true => {
+                let bytes = bytes.checked_add(HUGE_PAGE_BYTES)?;
+                Layout::from_size_align(bytes, MAPPED_ALIGNMENT_MAX).ok()
+            }
+            false => Layout::from_size_align(bytes, ALIGNMENT).ok(),
+        }
     }
 }
 
-/// Zeroed and touched, so that the memory is there before the first request; null when there is
-/// none.
-fn alloc_huge_zeroed(layout: Layout) -> *mut u8 {
+/// The first page border in memory that begins at `base`. `layout` has a page more than is needed.
+fn huge_pages(base: NonNull<u8>, layout: Layout) -> NonNull<u8> {
     assert!(layout.size() >= HUGE_BYTES_MIN, "not worth huge pages");
-    // SAFETY: the layout has a non-zero size, by the assert.
-    let raw = unsafe { alloc(layout) };
-    if raw.is_null() {
-        return raw;
-    }
+    let skipped = base.as_ptr().align_offset(HUGE_PAGE_BYTES);
+    assert!(skipped < HUGE_PAGE_BYTES, "a border is less than a page away");
+    // SAFETY: `skipped` is less than a page, and the memory is longer than that.
+    let first = unsafe { base.add(skipped) };
     #[cfg(target_os = "linux")]
-    // SAFETY: the range was allocated above and begins on a page border (`layout`); advice changes
+    // SAFETY: the range is the rest of the allocation and begins on a page border; advice changes
     // no contents. Where the system refuses, pages stay small.
     unsafe {
-        libc::madvise(raw.cast(), layout.size(), libc::MADV_HUGEPAGE);
+        libc::madvise(first.as_ptr().cast(), layout.size() - skipped, libc::MADV_HUGEPAGE);
     }
-    // SAFETY: all of it was allocated above.
-    unsafe { raw.write_bytes(0, layout.size()) };
-    raw
+    first
 }
 
 impl<T: Element> Drop for AlignedVec<T> {
     fn drop(&mut self) {
         let layout = Self::layout(self.len).expect("was valid when made");
         if layout.size() != 0 {
-            // SAFETY: `ptr` came from the allocator with this very layout, in `try_zeroed`.
-            unsafe { dealloc(self.ptr.as_ptr().cast::<u8>(), layout) }
+            // SAFETY: `base` came from the allocator with this very layout, in `try_zeroed`.
+            unsafe { dealloc(self.base.as_ptr(), layout) }
         }
     }
 }
@@ -158,6 +176,8 @@ mod tests {
             assert!(len == 0 || v.as_ptr().addr().is_multiple_of(ALIGNMENT));
             assert!(v.iter().all(|&x| x == 0.0));
             v.fill(2.5);
+            v.touch(0..len);
+            v.touch(len / 2..len);
             assert!(v.iter().all(|&x| x == 2.5) && v.len() == len);
         }
     }

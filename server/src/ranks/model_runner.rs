@@ -45,6 +45,10 @@ impl StepRunner for ModelRunner {
         Ok(true)
     }
 
+    fn use_idle_time(&mut self) -> bool {
+        self.ctx.kv_cache.touch_next()
+    }
+
     fn collect(&mut self) -> Result<StepOutput, StepError> {
         Ok(self.outputs.pop_front().expect("a plan is under way"))
     }

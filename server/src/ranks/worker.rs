@@ -11,7 +11,7 @@ use models::{LoadError, Model};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::time::Duration;
 
 /// While a device computes, the next plan is looked for and the device asked in turn, this often.
@@ -75,7 +75,7 @@ fn serve(
     let mut num_under_way = 0;
     loop {
         let next = match num_under_way {
-            0 => plans.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            0 => wait_for_plan(runner, plans),
             // No further plan is let in, so there is nothing to do but wait for the device.
             PLANS_UNDER_WAY_MAX => Err(RecvTimeoutError::Disconnected),
             _ => plans.recv_timeout(LOOK_INTERVAL),
@@ -100,6 +100,23 @@ fn serve(
         num_under_way -= 1;
         if replies.send(Reply { rank, result }).is_err() || failed {
             return;
+        }
+    }
+}
+
+/// With nothing under way.
+fn wait_for_plan(
+    runner: &mut dyn StepRunner,
+    plans: &Receiver<Arc<Plan>>,
+) -> Result<Arc<Plan>, RecvTimeoutError> {
+    loop {
+        match plans.try_recv() {
+            Ok(plan) => return Ok(plan),
+            Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+            Err(TryRecvError::Empty) if runner.use_idle_time() => {}
+            Err(TryRecvError::Empty) => {
+                return plans.recv().map_err(|_| RecvTimeoutError::Disconnected);
+            }
         }
     }
 }
