@@ -4,8 +4,9 @@ mod clients;
 mod cuda_toolchain;
 mod floor;
 mod fuzz;
-mod mpi;
 mod kernel_report;
+mod mpi;
+mod overload;
 mod process;
 mod soak;
 mod test;
@@ -36,6 +37,8 @@ enum Chore {
     Mpi,
     /// Load a server with clients that partly drop mid-stream; check blocks, memory and answers
     Soak(soak::Args),
+    /// Send a server far more at once than its queue takes; every request is answered or refused
+    Overload(overload::Args),
     /// Compare speed with llama.cpp's server on the same file, in turns
     Floor(floor::Args),
     /// Build the Virtual GPU, on which CUDA code runs without a GPU, and say how to use it
@@ -51,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Mpi => mpi::run(),
         Chore::Soak(args) => soak::run(&args),
+        Chore::Overload(args) => overload::run(&args),
         Chore::Floor(args) => floor::run(&args),
         Chore::VirtualGpu(args) => virtual_gpu::run(&args),
     }

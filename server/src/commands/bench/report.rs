@@ -78,8 +78,9 @@ impl Report {
     }
 
     /// (name, percentiles in ms): time to the first piece of text, gaps between pieces, mean time
-    /// per output token of a request after the first, whole request.
-    pub fn latencies(&self) -> [(&'static str, Percentiles); 4] {
+    /// per output token of a request after the first, whole request; time to a refusal (status
+    /// 429).
+    pub fn latencies(&self) -> [(&'static str, Percentiles); 5] {
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let with_text =
             || self.records.iter().filter(|r| r.error.is_none() && !r.pieces.is_empty());
@@ -94,7 +95,9 @@ impl Report {
         let tpot = with_text().filter(several).map(per_token).collect();
         let complete = self.records.iter().filter(|r| r.is_complete());
         let e2e = complete.map(|r| ms(r.ended - r.sent)).collect();
-        [("TTFT", ttft), ("ITL", itl), ("TPOT", tpot), ("E2E", e2e)]
+        let refused = self.records.iter().filter(|r| r.is_refused());
+        let refusal = refused.map(|r| ms(r.ended - r.sent)).collect();
+        [("TTFT", ttft), ("ITL", itl), ("TPOT", tpot), ("E2E", e2e), ("429", refusal)]
             .map(|(name, values)| (name, Percentiles::of(values)))
     }
 

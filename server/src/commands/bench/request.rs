@@ -45,6 +45,11 @@ impl Record {
     pub fn is_complete(&self) -> bool {
         self.error.is_none() && !self.is_dropped
     }
+
+    /// The server said that it has too much to do.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.error, Some(ClientError::Status { status: 429, .. }))
+    }
 }
 
 /// Sends one request, on `connection` if it is still open, and leaves it there for the next one.
