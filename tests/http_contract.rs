@@ -4,7 +4,7 @@
 use models::TokenId;
 use serde_json::{Value, json};
 use server::engine::PrefixCaching;
-use server::http::{Drained, HttpConfig};
+use server::http::{Drained, HttpConfig, UnknownFields};
 use std::io::{Read, Write};
 use std::time::Duration;
 use tests::http::{
@@ -78,7 +78,8 @@ fn whole_chat_answer() {
         r#""role":"assistant","content":"Hi, ü!","refusal":null},"logprobs":null,"#,
         r#""finish_reason":"stop","stop_reason":null}],"usage":{"prompt_tokens":20,"#,
         r#""completion_tokens":8,"total_tokens":28,"#,
-        r#""prompt_tokens_details":{"cached_tokens":0}}}"#,
+        r#""prompt_tokens_details":{"cached_tokens":0},"#,
+        r#""completion_tokens_details":{"reasoning_tokens":0}}}"#,
     );
     assert_eq!(answer.masked(), expected);
 }
@@ -107,11 +108,158 @@ fn streamed_chat_answer() {
         choice("{}", "\"stop\""),
         format!(
             "{head}],\"usage\":{{\"prompt_tokens\":16,\"completion_tokens\":4,\"total_tokens\":20,\
-             \"prompt_tokens_details\":{{\"cached_tokens\":0}}}}}}\n\n"
+             \"prompt_tokens_details\":{{\"cached_tokens\":0}},\
+             \"completion_tokens_details\":{{\"reasoning_tokens\":0}}}}}}\n\n"
         ),
         "data: [DONE]\n\n".to_owned(),
     ];
     assert_eq!(answer.masked(), expected.concat());
+}
+
+/// A request with the tools `f` and `get_weather`.
+fn with_tools(extra: Value) -> Value {
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name}});
+    let mut body = json!({"tools": [tool("f"), tool("get_weather")]});
+    merge(&mut body, extra);
+    body
+}
+
+/// The message of a streamed choice put together again, with its finish reason.
+fn streamed_message(chunks: &[Value], index: u64) -> (Value, Value) {
+    let mut message = json!({"content": "", "reasoning_content": "", "tool_calls": []});
+    let mut finish = Value::Null;
+    let choices = chunks.iter().flat_map(|chunk| chunk["choices"].as_array().expect("choices"));
+    for choice in choices.filter(|choice| choice["index"] == index) {
+        assert!(finish.is_null(), "nothing follows the finish reason");
+        finish = choice["finish_reason"].clone();
+        let delta = &choice["delta"];
+        assert!(delta["content"].is_null() || delta["reasoning"].is_null(), "one in a delta");
+        assert_eq!(delta["reasoning"], delta["reasoning_content"]);
+        for key in ["content", "reasoning_content"] {
+            let more = delta[key].as_str().unwrap_or_default();
+            message[key] = (message[key].as_str().expect("text").to_owned() + more).into();
+        }
+        for call in delta["tool_calls"].as_array().into_iter().flatten() {
+            let calls = message["tool_calls"].as_array_mut().expect("a list");
+            let at = call["index"].as_u64().expect("an index") as usize;
+            if at == calls.len() {
+                assert_eq!(call["type"], "function");
+                assert!(call["id"].as_str().is_some_and(|id| id.starts_with("call_")));
+                calls.push(json!({"function": call["function"]}));
+                continue;
+            }
+            assert!(call["id"].is_null() && call["function"]["name"].is_null(), "{call}");
+            let arguments = &mut calls[at]["function"]["arguments"];
+            let more = call["function"]["arguments"].as_str().expect("text");
+            *arguments = (arguments.as_str().expect("text").to_owned() + more).into();
+        }
+    }
+    (message, finish)
+}
+
+/// The same of a whole answer.
+fn whole_message(answer: &Value, index: usize) -> (Value, Value) {
+    let choice = &answer["choices"][index];
+    let message = &choice["message"];
+    let text = |key: &str| message[key].as_str().unwrap_or_default().to_owned();
+    assert_eq!(message["reasoning"], message["reasoning_content"]);
+    let calls = message["tool_calls"].as_array().into_iter().flatten();
+    let calls: Vec<Value> = calls.map(|call| json!({"function": call["function"]})).collect();
+    let message = json!({
+        "content": text("content"),
+        "reasoning_content": text("reasoning_content"),
+        "tool_calls": calls,
+    });
+    (message, choice["finish_reason"].clone())
+}
+
+#[test]
+fn calls_and_reasoning_are_told_apart_streamed_and_whole() {
+    let server = start();
+    let call = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"\u{fc}\"}}\n</tool_call>";
+    let function = json!({"function": {"name": "f", "arguments": "{\"a\": \"\u{fc}\"}"}});
+    let rows = [
+        (format!("Yes.\n{call}"), "", "Yes.", vec![function.clone()], "tool_calls"),
+        (format!("{call}\n{call}"), "", "", vec![function.clone(), function], "tool_calls"),
+        ("<think>\nhm\n</think>\n\nSo.".to_owned(), "hm", "So.", vec![], "stop"),
+        ("<tool_call>none".to_owned(), "", "<tool_call>none", vec![], "stop"),
+    ];
+    for (say, reasoning, content, calls, finish) in rows {
+        let text = format!("#say:{say}#");
+        let whole = server.chat(&chat(&text, with_tools(json!({"n": 2})))).json();
+        let streaming = json!({
+            "n": 2, "stream": true, "stream_options": {"include_usage": true}, "logprobs": true,
+        });
+        let chunks = server.chat(&chat(&text, with_tools(streaming))).chunks();
+        let expected = json!({
+            "content": content, "reasoning_content": reasoning, "tool_calls": calls,
+        });
+        for index in 0..2 {
+            let expected = (expected.clone(), json!(finish));
+            assert_eq!(whole_message(&whole, index), expected, "{say}");
+            assert_eq!(streamed_message(&chunks, index as u64), expected, "{say}");
+        }
+        let usage = &chunks.last().expect("chunks")["usage"];
+        // One byte, one token, and the end of the sequence.
+        assert_eq!(usage["completion_tokens"], 2 * (say.len() + 1), "{say}");
+        let thought = say.find("</think>").map_or(0, |at| at + "</think>".len());
+        let details = &usage["completion_tokens_details"];
+        assert_eq!(details["reasoning_tokens"], 2 * thought, "{say}");
+        let choices = chunks.iter().flat_map(|chunk| chunk["choices"].as_array().expect("some"));
+        let logprobs = choices.filter_map(|choice| choice["logprobs"]["content"].as_array());
+        assert_eq!(logprobs.flatten().count(), 2 * (say.len() + 1), "{say}");
+    }
+}
+
+#[test]
+fn answers_stay_text_where_no_calls_are_wanted() {
+    let server = start();
+    let say = "<tool_call>{\"name\": \"f\"}</tool_call>";
+    let text = format!("#say:{say}#");
+    let content = |extra: Value| {
+        let answer = server.chat(&chat(&text, extra)).json();
+        let choice = &answer["choices"][0];
+        (choice["message"].clone(), choice["finish_reason"].clone())
+    };
+    let plain = json!({"role": "assistant", "content": say, "refusal": null});
+    assert_eq!(content(json!({})), (plain.clone(), json!("stop")));
+    let none = with_tools(json!({"tool_choice": "none"}));
+    assert_eq!(content(none), (plain, json!("stop")));
+    // Two calls of which one is wanted, and a call that the limit cuts off.
+    let twice = format!("#say:{say}{say}#");
+    let one = server.chat(&chat(&twice, with_tools(json!({"parallel_tool_calls": false})))).json();
+    assert_eq!(one["choices"][0]["message"]["tool_calls"].as_array().map(Vec::len), Some(1));
+    let cut = with_tools(json!({"max_tokens": say.len() - 13}));
+    let (message, finish) = content(cut);
+    assert_eq!((message["content"].clone(), finish), (Value::Null, json!("length")));
+    assert_eq!(message["tool_calls"][0]["function"], json!({"name": "f", "arguments": "{}"}));
+}
+
+#[test]
+fn reasoning_can_be_left_out_and_can_be_open_in_the_prompt() {
+    let server = start();
+    let text = "#say:<think>hm</think>So.#";
+    let message = |text: &str, extra: Value| {
+        server.chat(&chat(text, extra)).json()["choices"][0]["message"].clone()
+    };
+    let left_out = json!({"role": "assistant", "content": "So.", "refusal": null});
+    assert_eq!(message(text, json!({"include_reasoning": false})), left_out);
+    let chunks = server
+        .chat(&chat(text, json!({"include_reasoning": false, "stream": true, "logprobs": true})))
+        .chunks();
+    assert_eq!(streamed_message(&chunks, 0).0["reasoning_content"], "");
+    assert_eq!(streamed_text(&chunks, 0), "So.");
+    // An answer that goes on within the thinking that the prompt holds.
+    let open = json!({
+        "messages": [
+            {"role": "user", "content": "#say: more</think>\nSo.#"},
+            {"role": "assistant", "content": "<think>\nhm"},
+        ],
+        "continue_final_message": true,
+    });
+    let answer = server.chat(&open.to_string()).json();
+    let expected = json!({"content": "So.", "reasoning_content": " more", "tool_calls": []});
+    assert_eq!(whole_message(&answer, 0).0, expected);
 }
 
 #[test]
@@ -386,7 +534,9 @@ fn errors_have_one_shape() {
     let hot = server.chat(&chat("x", json!({"temperature": -1})));
     check_error(&hot, 400, "invalid_value", &["temperature", "-1", "0 to 1000"]);
     let tools = server.chat(&chat("x", json!({"tools": [{}]})));
-    check_error(&tools, 400, "unsupported_field", &["tools"]);
+    check_error(&tools, 400, "missing_field", &["tools[0].type"]);
+    let suffix = server.complete(&prompt("x", json!({"suffix": "y"})));
+    check_error(&suffix, 400, "invalid_value", &["suffix", "<|fim_prefix|>"]);
     // Also where a stream was asked for: nothing has been sent yet.
     let stream = server.chat(&chat("x", json!({"stream": true, "n": 0})));
     check_error(&stream, 400, "invalid_value", &["n"]);
@@ -534,7 +684,7 @@ fn nothing_a_client_sends_is_a_server_error() {
         broken[i] = *byte;
         bodies.push(broken);
     }
-    for path in ["/v1/chat/completions", "/v1/completions"] {
+    for path in ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/tokenize"] {
         let mut stream = server.connect();
         for body in &bodies {
             let mut bytes = post_bytes(path, "");
@@ -551,6 +701,159 @@ fn nothing_a_client_sends_is_a_server_error() {
         }
     }
     assert_eq!(server.metric("monsoon_num_requests_waiting"), 0.0);
+}
+
+#[test]
+fn stop_strings_and_tokens_can_be_kept() {
+    let server = start();
+    let text = |extra: Value| {
+        let whole = server.chat(&chat("#say:one two three#", extra.clone())).json();
+        let mut streaming = extra;
+        merge(&mut streaming, json!({"stream": true}));
+        let chunks = server.chat(&chat("#say:one two three#", streaming)).chunks();
+        let content = whole["choices"][0]["message"]["content"].clone();
+        assert_eq!(streamed_text(&chunks, 0), content);
+        (content, whole["choices"][0]["stop_reason"].clone())
+    };
+    let keep = |extra: Value| {
+        let mut body = json!({"include_stop_str_in_output": true});
+        merge(&mut body, extra);
+        body
+    };
+    assert_eq!(text(keep(json!({"stop": "two"}))), (json!("one two"), json!("two")));
+    assert_eq!(text(json!({"stop": "two"})), (json!("one "), json!("two")));
+    let id = server.post("/tokenize", r#"{"prompt": "w"}"#).json()["tokens"][0].clone();
+    assert_eq!(text(keep(json!({"stop_token_ids": [id]}))), (json!("one tw"), id.clone()));
+    assert_eq!(text(json!({"stop_token_ids": [id]})), (json!("one t"), id));
+    assert_eq!(text(keep(json!({}))), (json!("one two three"), Value::Null));
+}
+
+#[test]
+fn token_ids_come_when_asked_for() {
+    let server = start();
+    let asked = json!({"return_token_ids": true, "n": 2, "max_tokens": 100});
+    let whole = server.chat(&chat("#say:h\u{fc}h#", asked.clone())).json();
+    let prompt_ids = whole["prompt_token_ids"].as_array().expect("ids");
+    assert_eq!(whole["usage"]["prompt_tokens"], prompt_ids.len());
+    let mut streaming = asked.clone();
+    merge(&mut streaming, json!({"stream": true}));
+    let chunks = server.chat(&chat("#say:h\u{fc}h#", streaming.clone())).chunks();
+    for index in 0..2 {
+        let ids = &whole["choices"][index]["token_ids"];
+        // Four bytes, and the end of the sequence, which is no text.
+        assert_eq!(ids.as_array().map(Vec::len), Some(5));
+        assert_eq!(ids[4], 1093);
+        let body = json!({"tokens": ids}).to_string();
+        assert_eq!(server.post("/detokenize", &body).json()["prompt"], "h\u{fc}h<|im_end|>");
+        let own = chunks.iter().filter(|chunk| chunk["choices"][0]["index"] == index);
+        let streamed: Vec<Value> = own
+            .clone()
+            .filter_map(|chunk| chunk["choices"][0]["token_ids"].as_array())
+            .flatten()
+            .cloned()
+            .collect();
+        assert_eq!(&Value::from(streamed), ids);
+        let told: Vec<_> = own.filter(|chunk| !chunk["prompt_token_ids"].is_null()).collect();
+        assert_eq!(told.len(), 1);
+        assert_eq!(&told[0]["prompt_token_ids"], &whole["prompt_token_ids"]);
+    }
+    let texts = json!(["#say:a#", "#say:bc#"]);
+    let whole = server.complete(&prompt(texts.clone(), asked)).json();
+    let chunks = server.complete(&prompt(texts, streaming)).chunks();
+    for index in 0..4usize {
+        let choice = &whole["choices"][index];
+        assert_eq!(choice["token_ids"].as_array().map(Vec::len), Some(2 + index / 2));
+        let own: Vec<_> = chunks
+            .iter()
+            .map(|chunk| &chunk["choices"][0])
+            .filter(|choice| choice["index"] == index)
+            .collect();
+        assert_eq!(own[0]["prompt_token_ids"], choice["prompt_token_ids"]);
+        let ids = own.iter().filter_map(|choice| choice["token_ids"].as_array()).flatten();
+        assert_eq!(&Value::from(ids.cloned().collect::<Vec<_>>()), &choice["token_ids"]);
+    }
+    let plain = server.chat(&chat("#say:a#", json!({}))).json();
+    assert!(plain["prompt_token_ids"].is_null() && plain["choices"][0]["token_ids"].is_null());
+}
+
+#[test]
+fn prompt_logprobs_have_vllms_shape() {
+    let server = start();
+    let answer = server.complete(&prompt(json!([2, 3]), json!({"prompt_logprobs": 2}))).json();
+    let expected = json!([null, {
+        "3": {"logprob": -0.5, "rank": 1, "decoded_token": "$"},
+        "4": {"logprob": -1.5, "rank": 2, "decoded_token": "%"},
+    }]);
+    assert_eq!(answer["choices"][0]["prompt_logprobs"], expected);
+    assert!(answer["choices"][0]["logprobs"].is_null());
+    // More of the prompt's than of the echo's.
+    let both = json!({"prompt_logprobs": 2, "echo": true, "logprobs": 1, "max_tokens": 1});
+    let answer = server.complete(&prompt(json!([2, 3]), both)).json();
+    assert_eq!(answer["choices"][0]["prompt_logprobs"], expected);
+    assert_eq!(answer["choices"][0]["logprobs"]["top_logprobs"][1], json!({"$": -0.5}));
+    let answer = server.chat(&chat("x", json!({"prompt_logprobs": 0}))).json();
+    let of_chat = answer["prompt_logprobs"].as_array().expect("a list");
+    assert_eq!(answer["usage"]["prompt_tokens"], of_chat.len());
+    assert!(of_chat[0].is_null() && of_chat[1].as_object().is_some_and(|one| one.len() == 1));
+    let streamed = server.chat(&chat("x", json!({"prompt_logprobs": 0, "stream": true})));
+    check_error(&streamed, 400, "invalid_value", &["prompt_logprobs", "stream"]);
+}
+
+#[test]
+fn texts_and_chats_are_tokenized_and_back() {
+    let server = start();
+    let tokenize = |body: Value| server.post("/tokenize", &body.to_string());
+    let text = "caf\u{e9} <|im_end|>";
+    let answer = tokenize(json!({"prompt": text, "return_token_strs": true})).json();
+    let tokens = answer["tokens"].as_array().expect("tokens");
+    assert_eq!(answer["count"], tokens.len());
+    assert_eq!(answer["max_model_len"], MAX_MODEL_LEN);
+    assert_eq!(answer["token_strs"].as_array().map(Vec::len), Some(tokens.len()));
+    let back = server.post("/detokenize", &json!({"tokens": tokens}).to_string()).json();
+    assert_eq!((&back["prompt"], &back["content"]), (&json!(text), &json!(text)));
+    assert_eq!(tokenize(json!({"content": text})).json()["tokens"], answer["tokens"]);
+    assert_eq!(tokenize(json!({"prompt": ""})).json()["count"], 0);
+    // A chat has as many as its usage says.
+    let messages = json!([{"role": "user", "content": text}]);
+    for extra in [json!({}), json!({"enable_thinking": false}), with_tools(json!({}))] {
+        let mut body = json!({"messages": messages});
+        merge(&mut body, extra);
+        let usage = server.chat(&body.to_string()).json()["usage"]["prompt_tokens"].clone();
+        assert_eq!(tokenize(body).json()["count"], usage);
+    }
+    check_error(&tokenize(json!({})), 400, "missing_field", &["prompt"]);
+    let both = tokenize(json!({"prompt": "x", "messages": messages}));
+    check_error(&both, 400, "invalid_value", &["prompt", "messages"]);
+    let unknown = server.post("/detokenize", r#"{"tokens": [1100]}"#);
+    check_error(&unknown, 400, "invalid_value", &["1100", "vocabulary size 1100"]);
+    check_error(&server.post("/detokenize", "{}"), 400, "missing_field", &["tokens"]);
+}
+
+#[test]
+fn requests_have_ids_and_unknown_fields_are_told() {
+    let server = start();
+    let request = |id: &str| {
+        let body = chat("#say:a#", json!({"nobody_knows": 1, "store": false}));
+        let head = format!("POST /v1/chat/completions HTTP/1.1\r\nx-request-id: {id}");
+        let bytes = String::from_utf8(post_bytes("/v1/chat/completions", &body)).expect("text");
+        let bytes = bytes.replace("POST /v1/chat/completions HTTP/1.1", &head);
+        server.send(bytes.as_bytes())
+    };
+    let answer = request("my-id.7");
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("x-request-id"), Some("my-id.7"));
+    assert_eq!(answer.header("x-monsoon-ignored-fields"), Some("nobody_knows"));
+    let too_long = request(&"i".repeat(200));
+    assert!(too_long.header("x-request-id").is_some_and(|id| id.starts_with("req-")));
+    let (a, b) = (server.get("/health"), server.get("/nowhere"));
+    assert!(a.header("x-request-id").is_some() && b.header("x-request-id").is_some());
+    assert_ne!(a.header("x-request-id"), b.header("x-request-id"));
+    assert_eq!(server.chat(&chat("#say:a#", json!({}))).header("x-monsoon-ignored-fields"), None);
+    let strict = HttpConfig { unknown_fields: UnknownFields::Refused, ..HttpConfig::default() };
+    let server = with_http(strict);
+    let refused = server.chat(&chat("#say:a#", json!({"nobody_knows": 1})));
+    check_error(&refused, 400, "unknown_field", &["nobody_knows"]);
+    assert_eq!(server.chat(&chat("#say:a#", json!({"store": false}))).status, 200);
 }
 
 #[test]
@@ -573,6 +876,7 @@ fn every_route_but_health_wants_a_key() {
     }
     check_error(&server.chat("{}"), 401, "invalid_api_key", &[]);
     assert_eq!(get("/health", "").status, 200);
+    assert_eq!(get("/ping", "").status, 200);
     for key in ["Bearer first-key", "bearer second-key", "BEARER  first-key"] {
         assert_eq!(get("/v1/models", &format!("authorization: {key}\r\n")).status, 200, "{key}");
     }
@@ -632,7 +936,7 @@ fn described_routes_exist() {
     assert_eq!(server.get("/health").json()["status"], "ok");
     let document = server.get("/openapi.json").json();
     let paths = document["paths"].as_object().expect("paths");
-    assert_eq!(paths.len(), 8);
+    assert_eq!(paths.len(), 13);
     for (path, methods) in paths {
         for method in methods.as_object().expect("methods").keys() {
             let path = path.replace("{id}", "tiny");

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use args::{
     CpuPin, DeviceChoice, Endpoint, GpuTrial, KvCacheDtype, LogFormat, LogLevel, OverlapChoice,
-    SchedulingPolicy,
+    ReasoningParser, SchedulingPolicy, ToolCallParser,
 };
 
 /// Most API keys one server checks; each costs one comparison a request.
@@ -83,6 +83,7 @@ pub struct ListenConfig {
     pub api_keys: Vec<String>,
     pub body_bytes_max: usize,
     pub drain_timeout: Duration,
+    pub unknown_fields: UnknownFieldsChoice,
 }
 
 #[derive(Debug, Clone)]
@@ -109,6 +110,13 @@ pub struct CacheConfig {
     pub prefix_caching: PrefixCachingChoice,
 }
 
+/// Fields of a request that nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownFieldsChoice {
+    Ignored,
+    Refused,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PrefixCachingChoice {
     Enabled,
@@ -133,6 +141,8 @@ pub struct TextSlice {
     pub tokenizer_threads: Option<usize>,
     /// The contents of `--chat-template FILE`.
     pub chat_template: Option<String>,
+    pub tool_call_parser: ToolCallParser,
+    pub reasoning_parser: ReasoningParser,
 }
 
 #[derive(Debug, Clone)]
@@ -223,6 +233,15 @@ pub fn parse(
     })
 }
 
+fn text_slice(args: &ServeArgs) -> Result<TextSlice, ConfigError> {
+    Ok(TextSlice {
+        tokenizer_threads: args.tokenizer_threads,
+        chat_template: args.chat_template.as_deref().map(read_flag_file).transpose()?,
+        tool_call_parser: args.tool_call_parser,
+        reasoning_parser: args.reasoning_parser,
+    })
+}
+
 fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, ConfigError> {
     check_device(&args)?;
     if args.max_num_batched_tokens < args.max_num_seqs {
@@ -241,7 +260,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
                 .into(),
         ));
     }
-    let chat_template = args.chat_template.as_deref().map(read_flag_file).transpose()?;
+    let text = text_slice(&args)?;
     Ok(ServeConfig {
         model: args.model,
         served_model_names: args.served_model_name,
@@ -251,6 +270,10 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
             api_keys: check_api_keys(args.api_key, args.api_key_file.as_deref())?,
             body_bytes_max: args.max_body_bytes as usize,
             drain_timeout: Duration::from_secs(args.drain_timeout),
+            unknown_fields: match args.strict_fields {
+                true => UnknownFieldsChoice::Refused,
+                false => UnknownFieldsChoice::Ignored,
+            },
         },
         compute: ComputeConfig {
             device: args.device,
@@ -284,7 +307,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
             policy: args.scheduling_policy,
             overlap: args.overlap,
         },
-        text: TextSlice { tokenizer_threads: args.tokenizer_threads, chat_template },
+        text,
         hub: check_hub(args.hub, env)?,
         log: LogConfig { level: args.log_level, format: args.log_format },
     })

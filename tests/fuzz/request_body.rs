@@ -10,6 +10,7 @@ use server::http::error::{ApiError, RequestError};
 use server::http::fields::Fields;
 use server::http::sampling::Common;
 use server::http::{HttpConfig, ServedModel};
+use server::text::ToolFormat;
 
 const VOCAB_SIZE: u32 = 1000;
 /// A message of 400 characters, each up to 6 bytes as JSON, and the rest of the error object.
@@ -35,7 +36,7 @@ fuzz_target!(|data: &[u8]| {
             assert!(!request.prompts.is_empty());
             for prompt in &request.prompts {
                 match prompt {
-                    Prompt::Text(text) => assert!(!text.is_empty()),
+                    Prompt::Text(text) | Prompt::FillIn(text) => assert!(!text.is_empty()),
                     Prompt::Tokens(ids) => assert!(!ids.is_empty() && known(ids)),
                 }
             }
@@ -52,6 +53,7 @@ fn model() -> ServedModel {
         vocab_size: VOCAB_SIZE as usize,
         eos_token_ids: vec![TokenId(0)],
         generation: GenerationDefaults::default(),
+        tool_format: Some(ToolFormat::Hermes),
     }
 }
 

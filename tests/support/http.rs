@@ -325,6 +325,7 @@ fn load(state: &AppState, setup: &Setup, gate: &Arc<Gate>) -> EngineThread {
         vocab_size: VOCAB_SIZE,
         eos_token_ids: vec![EOS],
         generation: GenerationDefaults { top_k: Some(20), ..GenerationDefaults::default() },
+        tool_format: text.tool_format(),
     };
     state.set_serving(Serving { text, engine, model });
     thread

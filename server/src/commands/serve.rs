@@ -9,9 +9,9 @@ pub mod memory;
 pub mod summary;
 
 use super::{CommandError, StartupError};
-use crate::config::{LogConfig, LogFormat, LogLevel, ServeConfig};
+use crate::config::{LogConfig, LogFormat, LogLevel, ServeConfig, UnknownFieldsChoice};
 use crate::engine::{EngineHandle, RunnerError};
-use crate::http::{self, AppState, Drained, HttpConfig};
+use crate::http::{self, AppState, Drained, HttpConfig, UnknownFields};
 use load::Loaded;
 use processes::Others;
 use std::io::{IsTerminal, Write};
@@ -130,6 +130,10 @@ fn http_config(config: &ServeConfig) -> HttpConfig {
         api_keys: config.listen.api_keys.clone(),
         body_bytes_max: config.listen.body_bytes_max,
         drain_timeout: config.listen.drain_timeout,
+        unknown_fields: match config.listen.unknown_fields {
+            UnknownFieldsChoice::Ignored => UnknownFields::Ignored,
+            UnknownFieldsChoice::Refused => UnknownFields::Refused,
+        },
         ..defaults
     }
 }

@@ -127,6 +127,16 @@ pub struct ServeArgs {
     /// File with the chat template to use instead of the model's own (Jinja)
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
+    /// How calls of tools stand in answers; auto takes the form that the chat template teaches
+    #[arg(long, value_enum, default_value_t = ToolCallParser::Auto)]
+    pub tool_call_parser: ToolCallParser,
+    /// How reasoning stands in answers; auto is qwen3 where the chat template knows <think>
+    #[arg(long, value_enum, default_value_t = ReasoningParser::Auto)]
+    pub reasoning_parser: ReasoningParser,
+    /// Answer 400 to a request with a field that nobody knows, instead of naming it in the header
+    /// x-monsoon-ignored-fields of the answer
+    #[arg(long)]
+    pub strict_fields: bool,
     /// Seconds that running requests get to end after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=86_400))]
@@ -319,6 +329,24 @@ pub enum CpuPin {
 pub enum SchedulingPolicy {
     Fcfs,
     Priority,
+}
+
+/// Names as in vLLM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ToolCallParser {
+    Auto,
+    None,
+    Hermes,
+    #[value(name = "qwen3_coder", alias = "qwen3_xml")]
+    Qwen3Coder,
+}
+
+/// Names as in vLLM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReasoningParser {
+    Auto,
+    None,
+    Qwen3,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,5 +1,6 @@
 //! API keys: several, compared in constant time.
 
+use super::anthropic;
 use super::error::{ApiError, RequestError};
 use super::state::Context;
 use crate::engine::CacheSalt;
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 /// Routes that ask for no key, so that load balancers can watch the server.
-pub const PUBLIC_ROUTES: &[&str] = &["/health"];
+pub const PUBLIC_ROUTES: &[&str] = &["/health", "/ping"];
 
 /// Digests of the keys; the keys themselves are not kept.
 pub struct KeyRing {
@@ -37,8 +38,12 @@ impl KeyRing {
         if self.digests.is_empty() {
             return Ok(Client { key_digest: None });
         }
-        let value = headers.get(header::AUTHORIZATION).ok_or(RequestError::KeyMissing)?;
-        let key = bearer(value.as_bytes()).ok_or(RequestError::KeyMissing)?;
+        // The second is how Anthropic's clients send it.
+        let key = match (headers.get(header::AUTHORIZATION), headers.get("x-api-key")) {
+            (Some(value), _) => bearer(value.as_bytes()).ok_or(RequestError::KeyMissing)?,
+            (None, Some(value)) => value.as_bytes().trim_ascii(),
+            (None, None) => return Err(RequestError::KeyMissing),
+        };
         let digest: [u8; 32] = Sha256::digest(key).into();
         let found = self.digests.iter().fold(Choice::from(0), |found, d| found | d.ct_eq(&digest));
         if found.into() {
@@ -73,10 +78,18 @@ pub async fn authenticate(
     if !PUBLIC_ROUTES.contains(&request.uri().path()) {
         match context.keys.check(request.headers()) {
             Ok(client) => request.extensions_mut().insert(client),
-            Err(error) => return ApiError::from(error).into_response(),
+            Err(error) => return refuse(request.uri().path(), error.into()),
         };
     }
     next.run(request).await
+}
+
+/// An error outside of any endpoint, in the shape of the API that the path belongs to.
+pub fn refuse(path: &str, error: ApiError) -> Response {
+    match path.starts_with(anthropic::PATH) {
+        true => error.respond(anthropic::error_body(&error)),
+        false => error.into_response(),
+    }
 }
 
 fn bearer(value: &[u8]) -> Option<&[u8]> {

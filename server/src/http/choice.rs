@@ -7,7 +7,9 @@ use crate::engine::{
     Event, FinishReason, SampledToken, SamplingParams, TokenLogprobs, TokenStream,
 };
 use crate::metrics::SequenceTimer;
-use crate::text::{SpecialTokens, StopMatcher, StopOutput, TextDecoder};
+use crate::text::{
+    AnswerFormat, AnswerParser, Part, SpecialTokens, StopMatcher, StopOutput, TextDecoder,
+};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use models::TokenId;
 use std::collections::VecDeque;
@@ -19,18 +21,42 @@ pub enum Output {
     Delta(Delta),
 }
 
-/// A piece of one choice's text. The pieces join to the whole text.
+impl Output {
+    /// Prompt number x n + choice number.
+    pub fn index(&self) -> usize {
+        match self {
+            Output::Prompt { index, .. } => *index,
+            Output::Delta(delta) => delta.index,
+        }
+    }
+}
+
+/// A piece of one choice's answer. The pieces join to the whole answer.
 #[derive(Debug, Default)]
 pub struct Delta {
     /// Prompt number x n + choice number.
     pub index: usize,
-    pub text: String,
+    pub parts: Vec<Part>,
     /// Of the tokens whose text ends in this piece or a former one.
     pub logprobs: Vec<TextToken>,
-    /// Tokens of this choice so far.
+    /// All tokens since the last piece, where the client wants them.
+    pub token_ids: Vec<TokenId>,
+    /// Tokens of this choice so far, and those of them that are reasoning.
     pub completion_tokens: usize,
+    pub reasoning_tokens: usize,
     /// In the last piece.
     pub finish: Option<Finish>,
+}
+
+impl Delta {
+    /// The text of an answer that is not taken apart.
+    pub fn text(&self) -> String {
+        let content = self.parts.iter().filter_map(|part| match part {
+            Part::Content(text) => Some(text.as_str()),
+            Part::Reasoning(_) | Part::Call { .. } | Part::Arguments { .. } => None,
+        });
+        content.collect()
+    }
 }
 
 /// A generated token and where its text begins.
@@ -45,6 +71,8 @@ pub struct TextToken {
 pub struct Finish {
     pub reason: FinishReason,
     pub cause: Option<StopCause>,
+    /// The answer calls tools.
+    pub has_calls: bool,
 }
 
 /// Which of the client's own stops ended the text.
@@ -69,8 +97,15 @@ pub struct Choice {
     timer: SequenceTimer,
     params: SamplingParams,
     keeps_special_tokens: bool,
+    includes_stop: bool,
+    /// Tokens that no piece has told of yet, where the client wants them.
+    token_ids: Option<Vec<TokenId>>,
     decoder: TextDecoder,
     matcher: Option<StopMatcher>,
+    parser: AnswerParser,
+    /// Logprobs of tokens whose text is sent, but not as a part yet.
+    ready: Vec<TextToken>,
+    reasoning_tokens: usize,
     /// Tokens whose text is not sent yet.
     held: VecDeque<Held>,
     /// Bytes and characters that the decoder has given, and bytes that were sent.
@@ -100,6 +135,7 @@ impl Choice {
         stream: TokenStream,
         serving: &Serving,
         common: &Common,
+        answer: &AnswerFormat,
         params: SamplingParams,
         timer: SequenceTimer,
     ) -> Self {
@@ -111,8 +147,13 @@ impl Choice {
             timer,
             params,
             keeps_special_tokens: special == SpecialTokens::Keep,
+            includes_stop: common.includes_stop,
+            token_ids: common.returns_token_ids.then(Vec::new),
             decoder: serving.text.decoder(special),
             matcher: (!common.stop.is_empty()).then(|| StopMatcher::new(&common.stop)),
+            parser: AnswerParser::new(answer),
+            ready: Vec::new(),
+            reasoning_tokens: 0,
             held: VecDeque::new(),
             decoded_bytes: 0,
             decoded_chars: 0,
@@ -164,6 +205,9 @@ impl Choice {
         self.timer.token();
         self.completion_tokens += 1;
         self.last_token = Some(sampled.token);
+        if let Some(token_ids) = &mut self.token_ids {
+            token_ids.push(sampled.token);
+        }
         let start_bytes = self.decoded_bytes;
         let text_offset = self.decoded_chars;
         let text = match self.has_text(sampled.token) {
@@ -181,11 +225,15 @@ impl Choice {
     }
 
     /// What ends a sequence is not part of its text, but for an end-of-sequence token where the
-    /// client wants special tokens kept.
+    /// client wants special tokens kept, and its own stop tokens where it wants these.
     fn has_text(&self, token: TokenId) -> bool {
-        let ends = self.params.stops_at(token);
-        let is_eos = self.params.eos_token_ids.contains(&token);
-        !ends || (is_eos && self.keeps_special_tokens)
+        if !self.params.stops_at(token) {
+            return true;
+        }
+        match self.params.eos_token_ids.contains(&token) {
+            true => self.keeps_special_tokens,
+            false => self.includes_stop,
+        }
     }
 
     /// Text on its way through the stop strings.
@@ -197,13 +245,21 @@ impl Choice {
         }
     }
 
+    fn with_stop(&self, mut output: StopOutput) -> StopOutput {
+        if let Some(stop) = output.matched.as_ref().filter(|_| self.includes_stop) {
+            output.emit.push_str(stop);
+        }
+        output
+    }
+
     /// Sends what is sure, and the end if a stop string brought it; says whether it did.
     fn send(&mut self, output: StopOutput) -> Sent {
+        let output = self.with_stop(output);
         self.sent_bytes += output.emit.len();
         let Some(stop) = output.matched else {
             if !output.emit.is_empty() {
                 let logprobs = self.release();
-                self.push_delta(output.emit, logprobs, None);
+                self.push_text(&output.emit, logprobs);
             }
             return Sent::GoesOn;
         };
@@ -211,9 +267,8 @@ impl Choice {
         let end = self.sent_bytes;
         let kept = self.held.drain(..).filter(|held| held.start_bytes < end);
         let logprobs = kept.map(|held| held.token).collect();
-        self.push_delta(output.emit, logprobs, None);
-        let cause = Some(StopCause::String(stop));
-        self.end(Finish { reason: FinishReason::Stop, cause });
+        self.push_text(&output.emit, logprobs);
+        self.end(FinishReason::Stop, Some(StopCause::String(stop)));
         Sent::Ended
     }
 
@@ -235,22 +290,25 @@ impl Choice {
             return;
         }
         let logprobs = self.held.drain(..).map(|held| held.token).collect();
-        self.push_delta(String::new(), logprobs, None);
+        self.push_text("", logprobs);
         let own = |token: &TokenId| self.params.stop_token_ids.contains(token);
         let cause = match reason {
             FinishReason::Length => None,
             FinishReason::Stop => self.last_token.filter(own).map(StopCause::Token),
         };
-        self.end(Finish { reason, cause });
+        self.end(reason, cause);
     }
 
-    fn end(&mut self, finish: Finish) {
+    fn end(&mut self, reason: FinishReason, cause: Option<StopCause>) {
         self.stream = None;
-        self.timer.ended(match finish.reason {
+        self.timer.ended(match reason {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
         });
-        self.push_delta(String::new(), Vec::new(), Some(finish));
+        let parts = self.parser.finish();
+        self.push_parts(parts);
+        let has_calls = self.parser.num_calls() > 0;
+        self.push_delta(Vec::new(), Some(Finish { reason, cause, has_calls }));
     }
 
     fn fail(&mut self, error: ApiError) {
@@ -259,15 +317,31 @@ impl Choice {
         self.steps.push_back(Step::Failed(error));
     }
 
-    fn push_delta(&mut self, text: String, logprobs: Vec<TextToken>, finish: Option<Finish>) {
-        if text.is_empty() && logprobs.is_empty() && finish.is_none() {
-            return;
+    fn push_text(&mut self, text: &str, logprobs: Vec<TextToken>) {
+        let was_reasoning = self.parser.is_reasoning();
+        let parts = self.parser.push(text);
+        // The token that ends the reasoning belongs to it.
+        if was_reasoning || self.parser.is_reasoning() {
+            self.reasoning_tokens = self.completion_tokens;
         }
+        self.ready.extend(logprobs);
+        self.push_parts(parts);
+    }
+
+    fn push_parts(&mut self, parts: Vec<Part>) {
+        if !parts.is_empty() {
+            self.push_delta(parts, None);
+        }
+    }
+
+    fn push_delta(&mut self, parts: Vec<Part>, finish: Option<Finish>) {
         self.steps.push_back(Step::Output(Output::Delta(Delta {
             index: self.index,
-            text,
-            logprobs,
+            parts,
+            logprobs: std::mem::take(&mut self.ready),
+            token_ids: self.token_ids.as_mut().map(std::mem::take).unwrap_or_default(),
             completion_tokens: self.completion_tokens,
+            reasoning_tokens: self.reasoning_tokens,
             finish,
         })));
     }

@@ -5,16 +5,20 @@ use super::body::read_fields;
 use super::choice::{Output, TextToken};
 use super::error::{ApiError, RequestError};
 use super::fields::{Field, Fields, Kind, out_of_range, show, wrong_type};
+use super::fill_in::{SUFFIX, check_fill_in, fill_in, read_suffix};
 use super::generation::{Generation, Job, Whole, admit, estimate_tokens, text_error};
 use super::limits::HttpConfig;
 use super::sampling::{COMMON_FIELDS, Common, read_token_id};
 use super::sse::{ChunkFormat, respond};
 use super::state::{Context, ServedModel, Serving};
-use super::unsupported::check_completions;
-use super::wire::{CompletionLogprobs, Head, TokenNames, set_finish};
+use super::unknown::IgnoredFields;
+use super::unsupported::{check_completions, completion_names};
+use super::wire::{
+    CompletionLogprobs, Head, TokenNames, Usage, numbers, set_finish, set_token_ids,
+};
 use crate::engine::TokenLogprobs;
 use crate::engine::request::TOP_LOGPROBS_MAX;
-use crate::text::SpecialTokens;
+use crate::text::{AnswerFormat, SpecialTokens};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -53,16 +57,25 @@ pub const BEST_OF: Field = Field {
 };
 
 /// What only this endpoint reads.
-pub const OWN_FIELDS: &[Field] = &[PROMPT, MAX_TOKENS, LOGPROBS, ECHO, BEST_OF];
+pub const OWN_FIELDS: &[Field] = &[PROMPT, MAX_TOKENS, LOGPROBS, ECHO, BEST_OF, SUFFIX];
 
 /// All fields of the endpoint.
 pub fn fields() -> impl Iterator<Item = &'static Field> {
     OWN_FIELDS.iter().chain(COMMON_FIELDS)
 }
 
+/// Whether the answer begins with the prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Echoes {
+    Yes,
+    No,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub enum Prompt {
     Text(String),
+    /// Prefix and suffix with the tokens between which the model fills in.
+    FillIn(String),
     Tokens(Vec<TokenId>),
 }
 
@@ -108,14 +121,22 @@ impl CompletionRequest {
                 field: BEST_OF.name.into(),
                 value: format!("{best_of} with n = {}", common.n),
             }),
-            _ => Ok(CompletionRequest { common, prompts, max_tokens, logprobs, echo }),
+            _ => {
+                let prompts = fill_in(
+                    prompts,
+                    read_suffix(fields, if echo { Echoes::Yes } else { Echoes::No })?,
+                )?;
+                Ok(CompletionRequest { common, prompts, max_tokens, logprobs, echo })
+            }
         }
     }
 
     /// Over all sequences.
     fn prompt_tokens_estimate(&self, max_model_len: usize) -> usize {
         let lengths = self.prompts.iter().map(|prompt| match prompt {
-            Prompt::Text(text) => estimate_tokens(text.len()).min(max_model_len),
+            Prompt::Text(text) | Prompt::FillIn(text) => {
+                estimate_tokens(text.len()).min(max_model_len)
+            }
             Prompt::Tokens(ids) => ids.len().min(max_model_len),
         });
         lengths.sum::<usize>() * self.common.n
@@ -131,23 +152,33 @@ pub async fn completions(
     let serving = context.serving()?;
     let (mut fields, reservation) = read_fields(&context, request).await?;
     let request = CompletionRequest::into_request(&mut fields, &serving.model, &context.config)?;
+    let ignored = IgnoredFields::of(&fields, &completion_names(), &context.config)?;
     let num_sequences = request.prompts.len() * request.common.n;
     let estimate = request.prompt_tokens_estimate(serving.model.max_model_len);
     let admission = admit(&context, &serving.engine, num_sequences, estimate)?;
     let CompletionRequest { common, prompts, max_tokens, logprobs, echo } = request;
+    if prompts.iter().any(|prompt| matches!(prompt, Prompt::FillIn(_))) {
+        check_fill_in(serving)?;
+    }
     let prompts = encode_prompts(&context, serving, prompts).await?;
     drop(reservation);
     let format = CompletionFormat {
         head: Head::new("cmpl", &common.model),
-        names: logprobs.map(|_| match common.tokens_as_ids {
+        names: match common.tokens_as_ids {
             true => TokenNames::as_ids(&serving.text),
             false => TokenNames::as_text(&serving.text),
-        }),
+        },
+        logprobs,
+        prompt_logprobs: common.prompt_logprobs,
         n: common.n,
         echoes: if echo { make_echoes(serving, &prompts).await } else { Vec::new() },
+        prompt_ids: common
+            .returns_token_ids
+            .then(|| prompts.iter().map(|prompt| prompt.token_ids.clone()).collect()),
     };
     // The engine generates nothing only where it scores the prompt.
-    let scores_prompt = echo && (logprobs.is_some() || max_tokens == 0);
+    let of_echo = (echo && (logprobs.is_some() || max_tokens == 0)).then(|| logprobs.unwrap_or(0));
+    let prompt_logprobs = of_echo.max(common.prompt_logprobs);
     let stream = common.stream;
     let job = Job {
         cache_salt: client.cache_salt(common.cache_salt.as_deref()),
@@ -157,18 +188,20 @@ pub async fn completions(
         prompt_field: PROMPT.name,
         max_tokens_field: MAX_TOKENS.name,
         logprobs,
-        prompt_logprobs: scores_prompt.then_some(logprobs.unwrap_or(0)),
+        prompt_logprobs,
+        answer: AnswerFormat::default(),
         arrived,
     };
     let generation = Generation::start(&context, serving, admission, job)?;
-    match stream {
-        None => whole_reply(generation, &format).await,
+    let response = match stream {
+        None => whole_reply(generation, &format).await?,
         Some(options) => {
             let opened = vec![false; generation.num_choices()];
             let chunks = CompletionChunks { format, opened };
-            respond(generation, chunks, options, context.config.ping_interval).await
+            respond(generation, chunks, options, context.config.ping_interval).await?
         }
-    }
+    };
+    Ok(ignored.tell(response))
 }
 
 async fn whole_reply(
@@ -180,11 +213,16 @@ async fn whole_reply(
         let echo = format.echo(index);
         let logprobs = format.logprobs(echo, &whole);
         let text = match echo {
-            Some(echo) => format!("{}{}", echo.text, whole.text),
-            None => whole.text,
+            Some(echo) => format!("{}{}", echo.text, whole.content),
+            None => whole.content,
         };
         let mut choice = json!({"index": index, "text": text, "logprobs": logprobs});
         set_finish(&mut choice, whole.finish.as_ref());
+        set_token_ids(&mut choice, format.prompt_ids.as_ref().map(|_| whole.token_ids.as_slice()));
+        format.set_prompt_ids(&mut choice, index);
+        if let Some(top) = format.prompt_logprobs {
+            choice["prompt_logprobs"] = format.names.prompt_logprobs(&whole.prompt_logprobs, top);
+        }
         choice
     });
     let mut reply = format.head.reply("text_completion", choices.collect());
@@ -209,51 +247,64 @@ struct Echo {
 
 struct CompletionFormat {
     head: Head,
-    /// Present when logprobs were asked for.
-    names: Option<TokenNames>,
+    names: TokenNames,
+    /// Some(k): with the k best.
+    logprobs: Option<usize>,
+    /// The same for vLLM's list of the prompt's tokens.
+    prompt_logprobs: Option<usize>,
     n: usize,
     /// One for each prompt; empty when nothing is echoed.
     echoes: Vec<Arc<Echo>>,
+    /// One for each prompt; present when token ids were asked for.
+    prompt_ids: Option<Vec<Vec<TokenId>>>,
 }
 
 impl CompletionFormat {
+    fn set_prompt_ids(&self, choice: &mut Value, index: usize) {
+        if let Some(prompts) = &self.prompt_ids {
+            choice["prompt_token_ids"] = numbers(&prompts[index / self.n]);
+        }
+    }
+
     fn echo(&self, index: usize) -> Option<&Echo> {
         self.echoes.get(index / self.n).map(Arc::as_ref)
     }
 
     /// Of the echoed prompt, then of the answer.
     fn logprobs(&self, echo: Option<&Echo>, whole: &Whole) -> Value {
-        let Some(names) = &self.names else { return Value::Null };
+        let Some(top) = self.logprobs else { return Value::Null };
         let mut lists = CompletionLogprobs::default();
         if let Some(echo) = echo {
-            push_prompt(&mut lists, names, echo, &whole.prompt_logprobs);
+            self.push_prompt(&mut lists, top, echo, &whole.prompt_logprobs);
         }
         let before = echo.map_or(0, |echo| echo.num_chars);
-        push_tokens(&mut lists, names, &whole.logprobs, before);
+        self.push_tokens(&mut lists, top, &whole.logprobs, before);
         lists.to_json()
     }
-}
 
-fn push_prompt(
-    lists: &mut CompletionLogprobs,
-    names: &TokenNames,
-    echo: &Echo,
-    logprobs: &[TokenLogprobs],
-) {
-    lists.push_first(names, echo.token_ids[0]);
-    for (logprobs, offset) in logprobs.iter().zip(&echo.offsets[1..]) {
-        lists.push(names, logprobs, *offset);
+    fn push_prompt(
+        &self,
+        lists: &mut CompletionLogprobs,
+        top: usize,
+        echo: &Echo,
+        logprobs: &[TokenLogprobs],
+    ) {
+        lists.push_first(&self.names, echo.token_ids[0]);
+        for (logprobs, offset) in logprobs.iter().zip(&echo.offsets[1..]) {
+            lists.push(&self.names, logprobs, top, *offset);
+        }
     }
-}
 
-fn push_tokens(
-    lists: &mut CompletionLogprobs,
-    names: &TokenNames,
-    tokens: &[TextToken],
-    chars_before: usize,
-) {
-    for token in tokens {
-        lists.push(names, &token.logprobs, chars_before + token.text_offset);
+    fn push_tokens(
+        &self,
+        lists: &mut CompletionLogprobs,
+        top: usize,
+        tokens: &[TextToken],
+        chars_before: usize,
+    ) {
+        for token in tokens {
+            lists.push(&self.names, &token.logprobs, top, chars_before + token.text_offset);
+        }
     }
 }
 
@@ -271,51 +322,56 @@ impl CompletionChunks {
             return None;
         }
         let echo = self.format.echo(index)?;
-        let lists = self.format.names.as_ref().map(|names| {
+        let lists = self.format.logprobs.map(|top| {
             let mut lists = CompletionLogprobs::default();
-            push_prompt(&mut lists, names, echo, logprobs);
+            self.format.push_prompt(&mut lists, top, echo, logprobs);
             lists.to_json()
         });
         Some(json!({"index": index, "text": echo.text, "logprobs": lists}))
     }
 
-    fn chunk(&self, choice: Value) -> Value {
-        self.format.head.reply("text_completion", vec![choice])
-    }
-}
-
-impl ChunkFormat for CompletionChunks {
-    fn chunks(&mut self, output: Output) -> Vec<Value> {
+    /// The choices of the chunks that an output gives.
+    fn choices(&mut self, output: Output) -> Vec<Value> {
         let delta = match output {
             Output::Prompt { index, logprobs } => {
-                let choice = self.opening(index, &logprobs);
-                return choice
-                    .map(|mut choice| {
-                        set_finish(&mut choice, None);
-                        self.chunk(choice)
-                    })
-                    .into_iter()
-                    .collect();
+                let mut choice = self.opening(index, &logprobs);
+                choice.iter_mut().for_each(|choice| set_finish(choice, None));
+                return choice.into_iter().collect();
             }
             Output::Delta(delta) => delta,
         };
         let mut choices: Vec<Value> = self.opening(delta.index, &[]).into_iter().collect();
         choices.iter_mut().for_each(|choice| set_finish(choice, None));
         let before = self.format.echo(delta.index).map_or(0, |echo| echo.num_chars);
-        let names = self.format.names.as_ref().filter(|_| !delta.logprobs.is_empty());
-        let lists = names.map(|names| {
+        let top = self.format.logprobs.filter(|_| !delta.logprobs.is_empty());
+        let lists = top.map(|top| {
             let mut lists = CompletionLogprobs::default();
-            push_tokens(&mut lists, names, &delta.logprobs, before);
+            self.format.push_tokens(&mut lists, top, &delta.logprobs, before);
             lists.to_json()
         });
-        let mut choice = json!({"index": delta.index, "text": delta.text, "logprobs": lists});
+        let mut choice = json!({"index": delta.index, "text": delta.text(), "logprobs": lists});
         set_finish(&mut choice, delta.finish.as_ref());
+        let token_ids = self.format.prompt_ids.as_ref().map(|_| delta.token_ids.as_slice());
+        set_token_ids(&mut choice, token_ids);
         choices.push(choice);
-        choices.into_iter().map(|choice| self.chunk(choice)).collect()
+        choices
+    }
+}
+
+impl ChunkFormat for CompletionChunks {
+    fn chunks(&mut self, output: Output, _usage: Usage) -> Vec<Value> {
+        let index = output.index();
+        let is_first = !self.opened[index];
+        let mut choices = self.choices(output);
+        if let Some(first) = choices.first_mut().filter(|_| is_first) {
+            self.format.set_prompt_ids(first, index);
+        }
+        let chunk = |choice| self.format.head.reply("text_completion", vec![choice]);
+        choices.into_iter().map(chunk).collect()
     }
 
-    fn closing(&self) -> Value {
-        self.format.head.reply("text_completion", Vec::new())
+    fn usage_chunk(&self) -> Option<Value> {
+        Some(self.format.head.reply("text_completion", Vec::new()))
     }
 }
 
@@ -328,7 +384,7 @@ async fn encode_prompts(
     for prompt in prompts {
         encoded.push(match prompt {
             Prompt::Tokens(token_ids) => TokenPrompt { token_ids, text: None },
-            Prompt::Text(text) => {
+            Prompt::Text(text) | Prompt::FillIn(text) => {
                 let result = serving.text.encode_text(text).await;
                 let prompt = result.map_err(|e| text_error(context, PROMPT.name, e))?;
                 TokenPrompt { token_ids: prompt.token_ids, text: Some(prompt.text) }

@@ -54,6 +54,8 @@ pub enum RequestError {
     Invalid { field: String, reason: String },
     #[error("'{field}' is not supported by this server (got {value})")]
     Unsupported { field: String, value: String },
+    #[error("'{field}' is not a field that this server knows")]
+    UnknownField { field: String },
     #[error(
         "the prompt has {prompt_tokens} tokens, the model's context is {max_model_len} tokens \
          and must have room for at least one more"
@@ -211,6 +213,7 @@ impl RequestError {
                 row(S::BAD_REQUEST, INVALID, "invalid_value")
             }
             RequestError::Unsupported { .. } => row(S::BAD_REQUEST, INVALID, "unsupported_field"),
+            RequestError::UnknownField { .. } => row(S::BAD_REQUEST, INVALID, "unknown_field"),
             RequestError::PromptTooLong { .. } | RequestError::MaxTokensTooLarge { .. } => {
                 row(S::BAD_REQUEST, INVALID, "context_length_exceeded")
             }
@@ -242,7 +245,8 @@ impl RequestError {
             | RequestError::WrongType { field, .. }
             | RequestError::OutOfRange { field, .. }
             | RequestError::Invalid { field, .. }
-            | RequestError::Unsupported { field, .. } => Some(field),
+            | RequestError::Unsupported { field, .. }
+            | RequestError::UnknownField { field } => Some(field),
             RequestError::PromptTooLong { field, .. }
             | RequestError::MaxTokensTooLarge { field, .. } => Some(field),
             RequestError::Template { .. } => Some("messages"),
@@ -254,8 +258,15 @@ impl RequestError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        self.respond(self.body())
+    }
+}
+
+impl ApiError {
+    /// With a body that says it in the words of the API that was called.
+    pub fn respond(&self, body: serde_json::Value) -> Response {
         let mut response =
-            (self.status(), [(header::CONTENT_TYPE, "application/json")], self.body().to_string())
+            (self.status(), [(header::CONTENT_TYPE, "application/json")], body.to_string())
                 .into_response();
         if let Some(seconds) = self.retry_after_s() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));

@@ -81,6 +81,11 @@ impl Fields {
         self.map.remove(field.name).filter(|v| !v.is_null())
     }
 
+    /// Puts a field in, as if the client had sent it.
+    pub fn set(&mut self, field: &Field, value: Value) {
+        self.map.insert(field.name.to_owned(), value);
+    }
+
     pub fn boolean(&mut self, field: &Field) -> Result<Option<bool>, RequestError> {
         match self.take(field) {
             None => Ok(None),
@@ -144,6 +149,11 @@ impl Fields {
     /// Names of the fields asked for so far.
     pub fn read(&self) -> &[&'static str] {
         &self.read
+    }
+
+    /// Names of the fields that nobody has asked for and that are not null.
+    pub fn left(&self) -> impl Iterator<Item = &str> {
+        self.map.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name.as_str())
     }
 
     /// A field that this server knows of but cannot serve, where it has any value at all.

@@ -8,7 +8,7 @@ use super::wire::Usage;
 use crate::engine::{
     Admission, CacheSalt, EngineHandle, Request, SamplingParams, TokenLogprobs, TokenStream,
 };
-use crate::text::TextError;
+use crate::text::{AnswerFormat, Part, TextError};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 use models::TokenId;
 use std::time::Instant;
@@ -24,6 +24,8 @@ pub struct Job {
     pub max_tokens_field: &'static str,
     pub logprobs: Option<usize>,
     pub prompt_logprobs: Option<usize>,
+    /// How to take the answers apart.
+    pub answer: AnswerFormat,
     pub cache_salt: CacheSalt,
     pub arrived: Instant,
 }
@@ -35,6 +37,8 @@ pub struct Generation {
     prompt_tokens: usize,
     cached_tokens: usize,
     completion_tokens: Vec<usize>,
+    /// `None`: reasoning is not told apart.
+    reasoning_tokens: Option<Vec<usize>>,
 }
 
 impl Generation {
@@ -74,7 +78,8 @@ impl Generation {
                 let stream = submit(context, &serving.engine, &mut admission, request)?;
                 let timer = context.metrics.sequence(job.arrived, prompt.len(), max_new_tokens);
                 let index = choices.len();
-                choices.push(Choice::new(index, stream, serving, &job.common, sampling, timer));
+                let (common, answer) = (&job.common, &job.answer);
+                choices.push(Choice::new(index, stream, serving, common, answer, sampling, timer));
             }
         }
         Ok(Generation {
@@ -82,6 +87,7 @@ impl Generation {
             prompt_tokens: job.prompts.iter().map(Vec::len).sum(),
             cached_tokens: 0,
             completion_tokens: vec![0; choices.len()],
+            reasoning_tokens: job.answer.reasoning.map(|_| vec![0; choices.len()]),
             choices: stream::select_all(choices.into_iter().map(Choice::into_steps)),
         })
     }
@@ -100,6 +106,9 @@ impl Generation {
                 Step::Output(output) => {
                     if let Output::Delta(delta) = &output {
                         self.completion_tokens[delta.index] = delta.completion_tokens;
+                        if let Some(tokens) = &mut self.reasoning_tokens {
+                            tokens[delta.index] = delta.reasoning_tokens;
+                        }
                     }
                     return Some(Ok(output));
                 }
@@ -117,7 +126,12 @@ impl Generation {
 
     /// Tokens so far; complete at the end.
     pub fn usage(&self) -> Usage {
-        Usage::new(self.prompt_tokens, self.completion_tokens.iter().sum(), self.cached_tokens)
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.completion_tokens.iter().sum(),
+            cached_tokens: self.cached_tokens,
+            reasoning_tokens: self.reasoning_tokens.as_ref().map(|tokens| tokens.iter().sum()),
+        }
     }
 
     /// Waits for the end. Errors: as `next`.
@@ -129,8 +143,9 @@ impl Generation {
                 Output::Prompt { index, logprobs } => choices[index].prompt_logprobs = logprobs,
                 Output::Delta(delta) => {
                     let choice = &mut choices[delta.index];
-                    choice.text.push_str(&delta.text);
+                    delta.parts.into_iter().for_each(|part| choice.add(part));
                     choice.logprobs.extend(delta.logprobs);
+                    choice.token_ids.extend(delta.token_ids);
                     choice.finish = delta.finish.or(choice.finish.take());
                 }
             }
@@ -142,10 +157,34 @@ impl Generation {
 /// A choice's complete answer.
 #[derive(Debug, Default)]
 pub struct Whole {
-    pub text: String,
+    /// All of it where the answer is not taken apart.
+    pub content: String,
+    pub reasoning: String,
+    pub calls: Vec<Call>,
     pub logprobs: Vec<TextToken>,
     pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// Empty where the client does not want them.
+    pub token_ids: Vec<TokenId>,
     pub finish: Option<Finish>,
+}
+
+/// A complete call of a tool.
+#[derive(Debug, Default)]
+pub struct Call {
+    pub name: String,
+    /// JSON text, as the model wrote it.
+    pub arguments: String,
+}
+
+impl Whole {
+    fn add(&mut self, part: Part) {
+        match part {
+            Part::Reasoning(text) => self.reasoning.push_str(&text),
+            Part::Content(text) => self.content.push_str(&text),
+            Part::Call { name, .. } => self.calls.push(Call { name, arguments: String::new() }),
+            Part::Arguments { index, text } => self.calls[index].arguments.push_str(&text),
+        }
+    }
 }
 
 /// Reserves places before anything is rendered. `prompt_tokens_estimate` is over all sequences.

@@ -1,4 +1,4 @@
-//! GET /health and /version.
+//! GET /health, /ping and /version.
 
 use super::state::Context;
 use crate::engine::EngineHealth;
@@ -27,6 +27,11 @@ pub async fn health(State(context): State<Context>) -> Response {
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
     (code, Json(json!({"status": status, "reason": reason}))).into_response()
+}
+
+/// The same, as SageMaker asks it.
+pub async fn ping(state: State<Context>) -> Response {
+    health(state).await
 }
 
 pub async fn version() -> Json<serde_json::Value> {

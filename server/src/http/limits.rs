@@ -37,6 +37,16 @@ pub struct HttpConfig {
     pub sequences_max: usize,
     /// Longest list of messages; beyond it 400.
     pub messages_max: usize,
+    pub unknown_fields: UnknownFields,
+}
+
+/// What is done with fields of a request that nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownFields {
+    /// The answer names them in a header.
+    Ignored,
+    /// 400.
+    Refused,
 }
 
 impl Default for HttpConfig {
@@ -58,6 +68,7 @@ impl Default for HttpConfig {
             prompts_max: 1024,
             sequences_max: 1024,
             messages_max: 4096,
+            unknown_fields: UnknownFields::Ignored,
         }
     }
 }
@@ -74,6 +85,13 @@ pub const STOP_STRING_BYTES_MAX: usize = 1024;
 pub const STOP_TOKEN_IDS_MAX: usize = 256;
 /// Entries of `logit_bias`; beyond it 400.
 pub const LOGIT_BIAS_MAX: usize = 1024;
+/// Bytes of a client's own `x-request-id`; a longer one is not repeated: the answer has one of
+/// ours.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Tools of a request; beyond it 400.
+pub const TOOLS_MAX: usize = 512;
+/// Bytes of a tool's name; beyond it 400.
+pub const TOOL_NAME_BYTES_MAX: usize = 128;
 /// Text parts of one message; beyond it 400.
 pub const CONTENT_PARTS_MAX: usize = 1024;
 /// Bytes of one name-like field (model, user, cache_salt); beyond it 400.

@@ -4,7 +4,7 @@ use super::fields::Field;
 use super::limits::HttpConfig;
 use super::router::ROUTES;
 use super::state::Context;
-use super::{chat_completions, completions};
+use super::{chat_completions, completions, tokenize};
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
@@ -56,6 +56,20 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         "/health" => read("health", "Whether requests are served", "Health"),
         "/openapi.json" => read("openapi", "This document", "AnyObject"),
         "/version" => read("version", "The server's version", "Version"),
+        "/ping" => read("ping", "The same as /health", "Health"),
+        "/v1/messages" => post(
+            "createMessage",
+            "Answer a conversation, as Anthropic's API does",
+            "AnyObject",
+            "AnyObject",
+        ),
+        "/v1/messages/count_tokens" => {
+            post("countTokens", "Tokens of a conversation", "AnyObject", "InputTokens")
+        }
+        "/tokenize" => {
+            post("tokenize", "Text or a conversation to tokens", "TokenizeRequest", "Tokens")
+        }
+        "/detokenize" => post("detokenize", "Tokens to text", "DetokenizeRequest", "Text"),
         "/metrics" => {
             let mut operation = read("metrics", "Metrics for Prometheus", "AnyObject");
             operation["responses"]["200"]["content"] =
@@ -82,13 +96,18 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
 }
 
 fn generate(id: &str, summary: &str, request: &str, reply: &str) -> Value {
+    let mut operation = post(id, summary, request, reply);
+    operation["responses"]["200"]["content"]["text/event-stream"] = json!({
+        "schema": {"type": "string", "description": "With `stream`: chunks, then `data: [DONE]`."},
+    });
+    operation
+}
+
+fn post(id: &str, summary: &str, request: &str, reply: &str) -> Value {
     let mut operation = read(id, summary, reply);
     operation["requestBody"] = json!({
         "required": true,
         "content": {"application/json": {"schema": reference(request)}},
-    });
-    operation["responses"]["200"]["content"]["text/event-stream"] = json!({
-        "schema": {"type": "string", "description": "With `stream`: chunks, then `data: [DONE]`."},
     });
     let errors = [
         ("400", "A field is wrong, missing or not supported"),
@@ -130,9 +149,11 @@ fn reference(name: &str) -> Value {
 }
 
 fn schemas(config: &HttpConfig) -> Value {
-    let mut chat = request_schema(chat_completions::fields(), "messages", config);
+    let mut chat = request_schema(chat_completions::fields(), &["messages"], config);
     chat["properties"]["messages"]["maxItems"] = config.messages_max.into();
-    let completion = request_schema(completions::fields(), "prompt", config);
+    let completion = request_schema(completions::fields(), &["prompt"], config);
+    let tokenize = request_schema(tokenize::tokenize_fields(), &[], config);
+    let detokenize = request_schema(tokenize::detokenize_fields(), &["tokens"], config);
     let text = json!({"type": "string"});
     let integer = json!({"type": "integer"});
     let model = json!({
@@ -142,8 +163,18 @@ fn schemas(config: &HttpConfig) -> Value {
     json!({
         "ChatCompletionRequest": chat,
         "CompletionRequest": completion,
+        "TokenizeRequest": tokenize,
+        "DetokenizeRequest": detokenize,
+        "Tokens": object(json!({
+            "tokens": {"type": "array", "items": integer},
+            "count": integer,
+            "max_model_len": integer,
+            "token_strs": {"type": ["array", "null"], "items": text},
+        })),
+        "InputTokens": object(json!({"input_tokens": integer})),
+        "Text": object(json!({"prompt": text, "content": text})),
         "ChatCompletion": reply_schema("chat.completion", json!({
-            "message": object(json!({"role": {"const": "assistant"}, "content": text})),
+            "message": message_schema(),
         })),
         "Completion": reply_schema("text_completion", json!({"text": text})),
         "Usage": object(json!({
@@ -172,6 +203,24 @@ fn schemas(config: &HttpConfig) -> Value {
     })
 }
 
+/// Only `role` and `content` are always there.
+fn message_schema() -> Value {
+    let text = json!({"type": "string"});
+    let call = object(json!({
+        "id": text,
+        "type": {"const": "function"},
+        "function": object(json!({"name": text, "arguments": text})),
+    }));
+    let mut schema = object(json!({
+        "role": {"const": "assistant"},
+        "content": {"type": ["string", "null"]},
+    }));
+    schema["properties"]["reasoning_content"] = text.clone();
+    schema["properties"]["reasoning"] = text;
+    schema["properties"]["tool_calls"] = json!({"type": "array", "items": call});
+    schema
+}
+
 /// An object all of whose properties are always there.
 fn object(properties: Value) -> Value {
     let required: Vec<&String> = properties.as_object().into_iter().flat_map(Map::keys).collect();
@@ -182,7 +231,7 @@ fn reply_schema(object_name: &str, choice: Value) -> Value {
     let mut choice = choice;
     choice["index"] = json!({"type": "integer"});
     choice["logprobs"] = json!({"type": ["object", "null"]});
-    choice["finish_reason"] = json!({"enum": ["stop", "length"]});
+    choice["finish_reason"] = json!({"enum": ["stop", "length", "tool_calls"]});
     choice["stop_reason"] = json!({"type": ["string", "integer", "null"]});
     object(json!({
         "id": {"type": "string"},
@@ -197,11 +246,13 @@ fn reply_schema(object_name: &str, choice: Value) -> Value {
 
 fn request_schema<'a>(
     fields: impl Iterator<Item = &'a Field>,
-    required: &str,
+    required: &[&str],
     config: &HttpConfig,
 ) -> Value {
     let mut properties: Map<String, Value> =
         fields.map(|field| (field.name.to_owned(), field.schema())).collect();
-    properties["n"]["maximum"] = config.choices_max.into();
-    json!({"type": "object", "required": [required], "properties": properties})
+    if let Some(n) = properties.get_mut("n") {
+        n["maximum"] = config.choices_max.into();
+    }
+    json!({"type": "object", "required": required, "properties": properties})
 }

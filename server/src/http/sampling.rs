@@ -7,6 +7,7 @@ use super::limits::{
 };
 use super::state::ServedModel;
 use crate::engine::SamplingParams;
+use crate::engine::request::TOP_LOGPROBS_MAX;
 use models::TokenId;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -103,6 +104,21 @@ pub const RETURN_TOKENS_AS_TOKEN_IDS: Field = field(
     Kind::Boolean,
     "Write tokens in logprobs as token_id:N. Default false.",
 );
+pub const INCLUDE_STOP_STR_IN_OUTPUT: Field = field(
+    "include_stop_str_in_output",
+    Kind::Boolean,
+    "The stop string, or stop token, that ends the text is part of it. Default false.",
+);
+pub const RETURN_TOKEN_IDS: Field = field(
+    "return_token_ids",
+    Kind::Boolean,
+    "Also give the token ids of prompt and answer. Default false.",
+);
+pub const PROMPT_LOGPROBS: Field = field(
+    "prompt_logprobs",
+    Kind::Integer { min: 0, max: TOP_LOGPROBS_MAX as i64 },
+    "Report each prompt token's log-probability and so many likeliest ones; not with `stream`.",
+);
 pub const PRIORITY: Field = field(
     "priority",
     Kind::Integer { min: i32::MIN as i64, max: i32::MAX as i64 },
@@ -134,8 +150,11 @@ pub const COMMON_FIELDS: &[Field] = &[
     STOP_TOKEN_IDS,
     MIN_TOKENS,
     IGNORE_EOS,
+    INCLUDE_STOP_STR_IN_OUTPUT,
     SKIP_SPECIAL_TOKENS,
     RETURN_TOKENS_AS_TOKEN_IDS,
+    RETURN_TOKEN_IDS,
+    PROMPT_LOGPROBS,
     PRIORITY,
     CACHE_SALT,
     USER,
@@ -160,8 +179,12 @@ pub struct Common {
     pub params: SamplingParams,
     pub seed: Option<u64>,
     pub stop: Vec<String>,
+    pub includes_stop: bool,
     pub skip_special_tokens: bool,
     pub tokens_as_ids: bool,
+    pub returns_token_ids: bool,
+    /// Some(k): of the prompt's tokens, with the k best.
+    pub prompt_logprobs: Option<usize>,
     pub priority: i32,
     pub cache_salt: Option<String>,
 }
@@ -195,8 +218,11 @@ impl Common {
             params: SamplingParams { stop_token_ids, min_tokens, eos_token_ids, ..params },
             seed,
             stop,
+            includes_stop: fields.boolean(&INCLUDE_STOP_STR_IN_OUTPUT)?.unwrap_or(false),
             skip_special_tokens: fields.boolean(&SKIP_SPECIAL_TOKENS)?.unwrap_or(true),
             tokens_as_ids: fields.boolean(&RETURN_TOKENS_AS_TOKEN_IDS)?.unwrap_or(false),
+            returns_token_ids: fields.boolean(&RETURN_TOKEN_IDS)?.unwrap_or(false),
+            prompt_logprobs: read_prompt_logprobs(fields, stream)?,
             priority: fields.integer(&PRIORITY)?.unwrap_or(0) as i32,
             cache_salt: fields.name(&CACHE_SALT)?,
         };
@@ -205,7 +231,8 @@ impl Common {
     }
 }
 
-fn read_model(fields: &mut Fields, model: &ServedModel) -> Result<String, RequestError> {
+/// Errors: a name that this server does not serve.
+pub fn read_model(fields: &mut Fields, model: &ServedModel) -> Result<String, RequestError> {
     let name = fields.name(&MODEL)?.unwrap_or_else(|| model.names[0].clone());
     if model.names.contains(&name) {
         Ok(name)
@@ -267,6 +294,19 @@ fn read_stream(fields: &mut Fields) -> Result<Option<StreamOptions>, RequestErro
         Some(other) => return Err(wrong_type("stream_options", &other, "an object")),
     };
     Ok(stream.then_some(options))
+}
+
+fn read_prompt_logprobs(
+    fields: &mut Fields,
+    stream: Option<StreamOptions>,
+) -> Result<Option<usize>, RequestError> {
+    match fields.count(&PROMPT_LOGPROBS)? {
+        Some(_) if stream.is_some() => Err(RequestError::Invalid {
+            field: PROMPT_LOGPROBS.name.into(),
+            reason: "is not allowed together with 'stream'".into(),
+        }),
+        top => Ok(top),
+    }
 }
 
 fn read_stop(fields: &mut Fields) -> Result<Vec<String>, RequestError> {

@@ -4,6 +4,7 @@ use super::choice::Output;
 use super::error::ApiError;
 use super::generation::Generation;
 use super::sampling::StreamOptions;
+use super::wire::Usage;
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -19,10 +20,24 @@ const PING: &str = ": ping\n\n";
 
 /// How an endpoint writes its chunks.
 pub trait ChunkFormat: Send + 'static {
-    /// The chunks of one output, without usage.
-    fn chunks(&mut self, output: Output) -> Vec<Value>;
-    /// The chunk without choices that carries the usage at the end.
-    fn closing(&self) -> Value;
+    /// The chunks of one output. OpenAI's usage is added to them where it was asked for.
+    fn chunks(&mut self, output: Output, usage: Usage) -> Vec<Value>;
+
+    /// The chunk that carries OpenAI's usage at the end; `None`: the format has its own way.
+    fn usage_chunk(&self) -> Option<Value>;
+
+    fn event(&self, chunk: &Value) -> String {
+        format!("data: {chunk}\n\n")
+    }
+
+    fn error_event(&self, error: &ApiError) -> String {
+        self.event(&error.body())
+    }
+
+    /// What follows the last event.
+    fn end_mark(&self) -> &'static str {
+        "data: [DONE]\n\n"
+    }
 }
 
 /// Answers with a stream. The body is made as the connection takes it: tokens wait in the request's
@@ -39,7 +54,7 @@ pub async fn respond<F: ChunkFormat>(
     let first = timeout(ping_interval, generation.next()).await;
     let waits = first.is_err();
     let chunks = match first {
-        Ok(Some(output)) => format.chunks(output?),
+        Ok(Some(output)) => format.chunks(output?, generation.usage()),
         Ok(None) | Err(_) => Vec::new(),
     };
     let events = Events { generation, format, options, ping_interval, state: State::Running };
@@ -88,14 +103,14 @@ impl<F: ChunkFormat> Events<F> {
                 Err(_) => return Some(PING.into()),
                 Ok(None) => self.state = State::Closing,
                 Ok(Some(Ok(output))) => {
-                    let chunks = self.format.chunks(output);
+                    let chunks = self.format.chunks(output, self.generation.usage());
                     if !chunks.is_empty() {
                         return Some(self.encode(chunks));
                     }
                 }
                 Ok(Some(Err(error))) => {
                     self.state = State::Closed;
-                    return Some(format!("{}data: [DONE]\n\n", event(&error.body())));
+                    return Some(self.format.error_event(&error) + self.format.end_mark());
                 }
             }
         }
@@ -109,7 +124,7 @@ impl<F: ChunkFormat> Events<F> {
             } else if self.options.include_usage {
                 chunk["usage"] = Value::Null;
             }
-            text.push_str(&event(&chunk));
+            text.push_str(&self.format.event(&chunk));
         }
         text
     }
@@ -117,16 +132,11 @@ impl<F: ChunkFormat> Events<F> {
     fn close(&mut self) -> String {
         self.state = State::Closed;
         let mut text = String::new();
-        if self.options.include_usage {
-            let mut chunk = self.format.closing();
+        if let Some(mut chunk) = self.format.usage_chunk().filter(|_| self.options.include_usage) {
             chunk["usage"] = self.generation.usage().to_json();
-            text.push_str(&event(&chunk));
+            text.push_str(&self.format.event(&chunk));
         }
-        text.push_str("data: [DONE]\n\n");
+        text.push_str(self.format.end_mark());
         text
     }
-}
-
-fn event(data: &Value) -> String {
-    format!("data: {data}\n\n")
 }

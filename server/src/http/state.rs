@@ -5,7 +5,7 @@ use super::error::ApiError;
 use super::limits::HttpConfig;
 use crate::engine::EngineHandle;
 use crate::metrics::Metrics;
-use crate::text::TextStage;
+use crate::text::{TextStage, ToolFormat};
 use models::{GenerationDefaults, TokenId};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -30,6 +30,8 @@ pub struct ServedModel {
     pub vocab_size: usize,
     pub eos_token_ids: Vec<TokenId>,
     pub generation: GenerationDefaults,
+    /// How it calls tools; `None`: it cannot.
+    pub tool_format: Option<ToolFormat>,
 }
 
 /// Empty while the model loads; filled once.

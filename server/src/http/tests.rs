@@ -9,6 +9,7 @@ use super::openapi::document;
 use super::router::ROUTES;
 use super::sampling::StreamOptions;
 use super::state::ServedModel;
+use crate::text::ToolFormat;
 use models::{GenerationDefaults, TokenId};
 use serde_json::{Value, json};
 
@@ -26,6 +27,7 @@ fn model() -> ServedModel {
             top_k: Some(7),
             ..GenerationDefaults::default()
         },
+        tool_format: Some(ToolFormat::Hermes),
     }
 }
 
@@ -39,6 +41,15 @@ fn chat(extra: Value) -> Result<ChatRequest, RequestError> {
         body[key] = value.clone();
     }
     ChatRequest::into_request(&mut parse(&body), &model(), &HttpConfig::default())
+}
+
+fn function(name: &str) -> Value {
+    json!({"type": "function", "function": {"name": name}})
+}
+
+/// A request with one tool.
+fn tool(function: Value) -> Value {
+    json!({"tools": [{"type": "function", "function": function}]})
 }
 
 fn completion(extra: Value) -> Result<CompletionRequest, RequestError> {
@@ -136,11 +147,11 @@ fn unsupported_fields() -> Vec<(Value, &'static str, &'static [&'static str])> {
         (json!({"structured_outputs": {"regex": "a"}}), "structured_outputs", &["supported"]),
         (json!({"guided_json": {}}), "guided_json", &["supported"]),
         (json!({"guided_regex": "a"}), "guided_regex", &["supported"]),
-        (json!({"prompt_logprobs": 0}), "prompt_logprobs", &["supported"]),
+        (json!({"prompt_logprobs": 21}), "prompt_logprobs", &["21", "0 to 20"]),
         (json!({"bad_words": ["a"]}), "bad_words", &["supported"]),
         (json!({"allowed_token_ids": [1]}), "allowed_token_ids", &["supported"]),
         (json!({"use_beam_search": true}), "use_beam_search", &["true"]),
-        (json!({"include_stop_str_in_output": true}), "include_stop_str_in_output", &["true"]),
+        (json!({"include_stop_str_in_output": 1}), "include_stop_str_in_output", &["1"]),
     ]
 }
 
@@ -203,13 +214,55 @@ fn chat_refuses_bad_values_by_name() {
         ),
         (json!({"chat_template_kwargs": []}), "chat_template_kwargs", &["a list"]),
         (json!({"enable_thinking": "no"}), "enable_thinking", &["a string"]),
-        (json!({"tools": [{"type": "function"}]}), "tools", &["supported"]),
-        (json!({"tool_choice": "required"}), "tool_choice", &["required"]),
+        (json!({"include_reasoning": 0}), "include_reasoning", &["0"]),
         (json!({"functions": [{}]}), "functions", &["supported"]),
         (json!({"modalities": ["text", "audio"]}), "modalities", &["supported"]),
         (json!({"audio": {"voice": "x"}}), "audio", &["supported"]),
         (json!({"chat_template": "{{ x }}"}), "chat_template", &["supported"]),
         (json!({"best_of": 2}), "best_of", &["2"]),
+    ];
+    for (row, param, pieces) in rows {
+        check(&row, chat(row.clone()).expect_err("refused"), param, pieces);
+    }
+}
+
+#[test]
+fn bad_tools_are_refused_by_name() {
+    let rows: Vec<(Value, &str, &[&str])> = vec![
+        (json!({"parallel_tool_calls": "yes"}), "parallel_tool_calls", &["a string"]),
+        (json!({"tools": {}}), "tools", &["an object"]),
+        (json!({"tools": vec![json!({}); 513]}), "tools", &["513", "512"]),
+        (json!({"tools": [1]}), "tools[0]", &["1"]),
+        (json!({"tools": [{}]}), "tools[0].type", &["required"]),
+        (json!({"tools": [{"type": "web_search"}]}), "tools[0].type", &["web_search", "function"]),
+        (json!({"tools": [{"type": "function"}]}), "tools[0].function", &["required"]),
+        (tool(json!({})), "tools[0].function.name", &["required"]),
+        (tool(json!({"name": ""})), "tools[0].function.name", &["128 bytes"]),
+        (tool(json!({"name": "a b"})), "tools[0].function.name", &["a b", "white space"]),
+        (tool(json!({"name": "f".repeat(129)})), "tools[0].function.name", &["128 bytes"]),
+        (tool(json!({"name": "f", "parameters": []})), "tools[0].function.parameters", &["a list"]),
+        (tool(json!({"name": "f", "description": 1})), "tools[0].function.description", &["1"]),
+        (json!({"tools": [function("f"), function("f")]}), "tools[1].function.name", &["twice"]),
+        (json!({"tool_choice": "required"}), "tool_choice", &["tools"]),
+        (json!({"tool_choice": "any"}), "tool_choice", &["any", "auto, none"]),
+        (json!({"tool_choice": 1}), "tool_choice", &["1"]),
+        (json!({"tool_choice": {}}), "tool_choice.function.name", &["required"]),
+        (json!({"tool_choice": function("f")}), "tool_choice", &["tools"]),
+        (
+            json!({"tools": [function("f")], "tool_choice": function("g")}),
+            "tool_choice",
+            &["'g'", "none of the tools"],
+        ),
+        (
+            json!({"tools": [function("f")], "tool_choice": function("f")}),
+            "tool_choice",
+            &["supported"],
+        ),
+        (
+            json!({"tools": [function("f")], "tool_choice": "required"}),
+            "tool_choice",
+            &["supported", "required"],
+        ),
     ];
     for (row, param, pieces) in rows {
         check(&row, chat(row.clone()).expect_err("refused"), param, pieces);
@@ -239,7 +292,9 @@ fn completions_refuse_bad_values_by_name() {
         (json!({"logprobs": true}), "logprobs", &["a boolean"]),
         (json!({"echo": "x"}), "echo", &["a string"]),
         (json!({"best_of": 2}), "best_of", &["2", "n = 1"]),
-        (json!({"suffix": "x"}), "suffix", &["supported"]),
+        (json!({"suffix": 1}), "suffix", &["1"]),
+        (json!({"suffix": "x", "echo": true}), "suffix", &["echo"]),
+        (json!({"suffix": "x", "prompt": [1]}), "suffix", &["text"]),
     ];
     for (row, param, pieces) in rows {
         check(&row, completion(row.clone()).expect_err("refused"), param, pieces);

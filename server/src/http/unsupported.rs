@@ -34,7 +34,6 @@ const ANYWHERE: &[(&str, Harmless)] = &[
     ("regex", NEVER),
     ("ebnf", NEVER),
     ("structural_tag", NEVER),
-    ("prompt_logprobs", NEVER),
     ("bad_words", UNUSED),
     ("allowed_token_ids", NEVER),
     ("logprob_token_ids", UNUSED),
@@ -42,10 +41,8 @@ const ANYWHERE: &[(&str, Harmless)] = &[
     ("use_beam_search", FALSE),
     ("early_stopping", FALSE),
     ("length_penalty", ONE),
-    ("include_stop_str_in_output", FALSE),
     ("spaces_between_special_tokens", TRUE),
     ("truncate_prompt_tokens", NEVER),
-    ("return_token_ids", FALSE),
     ("kv_transfer_params", UNUSED),
     ("vllm_xargs", UNUSED),
     ("add_special_tokens", |v| v.is_boolean()),
@@ -54,8 +51,6 @@ const ANYWHERE: &[(&str, Harmless)] = &[
 ];
 
 const CHAT: &[(&str, Harmless)] = &[
-    ("tools", UNUSED),
-    ("tool_choice", |v| v == "none" || v == "auto"),
     ("functions", UNUSED),
     ("function_call", |v| v == "none" || v == "auto"),
     ("modalities", |v| v == &serde_json::json!(["text"])),
@@ -74,8 +69,6 @@ const CHAT: &[(&str, Harmless)] = &[
     ("media_io_kwargs", UNUSED),
 ];
 
-const COMPLETIONS: &[(&str, Harmless)] = &[("suffix", EMPTY_TEXT)];
-
 /// Errors: the first field that is used and not served at /v1/chat/completions.
 pub fn check_chat(fields: &Fields) -> Result<(), RequestError> {
     check(fields, CHAT)
@@ -83,7 +76,17 @@ pub fn check_chat(fields: &Fields) -> Result<(), RequestError> {
 
 /// Errors: the first field that is used and not served at /v1/completions.
 pub fn check_completions(fields: &Fields) -> Result<(), RequestError> {
-    check(fields, COMPLETIONS)
+    check(fields, &[])
+}
+
+/// Fields of /v1/chat/completions that are known and not served.
+pub fn chat_names() -> Vec<&'static str> {
+    CHAT.iter().chain(ANYWHERE).map(|(name, _)| *name).collect()
+}
+
+/// Fields of /v1/completions that are known and not served.
+pub fn completion_names() -> Vec<&'static str> {
+    ANYWHERE.iter().map(|(name, _)| *name).collect()
 }
 
 fn check(fields: &Fields, own: &[(&str, Harmless)]) -> Result<(), RequestError> {

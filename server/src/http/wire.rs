@@ -16,20 +16,22 @@ pub struct Usage {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
     pub cached_tokens: usize,
+    /// Part of the completion's; `None` where they are not told apart.
+    pub reasoning_tokens: Option<usize>,
 }
 
 impl Usage {
-    pub fn new(prompt_tokens: usize, completion_tokens: usize, cached_tokens: usize) -> Self {
-        Self { prompt_tokens, completion_tokens, cached_tokens }
-    }
-
     pub fn to_json(self) -> Value {
-        json!({
+        let mut usage = json!({
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        })
+        });
+        if let Some(tokens) = self.reasoning_tokens {
+            usage["completion_tokens_details"] = json!({"reasoning_tokens": tokens});
+        }
+        usage
     }
 }
 
@@ -44,9 +46,7 @@ pub struct Head {
 impl Head {
     /// `prefix` as `chatcmpl`; the rest of the id cannot be guessed.
     pub fn new(prefix: &str, model: &str) -> Self {
-        let mut random = [0u8; 16];
-        getrandom::fill(&mut random).expect("the system gives random numbers");
-        let hex: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = random_hex();
         Self { id: format!("{prefix}-{hex}"), created: unix_seconds(), model: model.into() }
     }
 
@@ -62,22 +62,42 @@ impl Head {
     }
 }
 
+/// 128 random bits, for ids.
+pub fn random_hex() -> String {
+    let mut random = [0u8; 16];
+    getrandom::fill(&mut random).expect("the system gives random numbers");
+    random.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
 /// The fields `finish_reason` and `stop_reason` of a choice; both null while it goes on.
 pub fn set_finish(choice: &mut Value, finish: Option<&Finish>) {
-    choice["finish_reason"] = match finish.map(|f| f.reason) {
+    choice["finish_reason"] = match finish.map(|f| (f.reason, f.has_calls)) {
         None => Value::Null,
-        Some(FinishReason::Stop) => "stop".into(),
-        Some(FinishReason::Length) => "length".into(),
+        Some((FinishReason::Stop, false)) => "stop".into(),
+        Some((FinishReason::Stop, true)) => "tool_calls".into(),
+        Some((FinishReason::Length, _)) => "length".into(),
     };
     choice["stop_reason"] = match finish.and_then(|f| f.cause.as_ref()) {
         None => Value::Null,
         Some(StopCause::String(string)) => string.as_str().into(),
         Some(StopCause::Token(token)) => token.0.into(),
     };
+}
+
+/// The field `token_ids` of a choice; `None`: nobody asked for it.
+pub fn set_token_ids(choice: &mut Value, token_ids: Option<&[TokenId]>) {
+    if let Some(token_ids) = token_ids {
+        choice["token_ids"] = numbers(token_ids);
+    }
+}
+
+/// Token ids as a JSON list.
+pub fn numbers(token_ids: &[TokenId]) -> Value {
+    token_ids.iter().map(|token| token.0).collect()
 }
 
 /// How tokens are written in logprobs.
@@ -128,6 +148,25 @@ impl TokenNames {
         json!({"content": content, "refusal": null})
     }
 
+    /// vLLM's list for the tokens of a prompt: null for the first, then for each an object from
+    /// token id to what is known of it, with the `top` likeliest.
+    pub fn prompt_logprobs(&self, tokens: &[TokenLogprobs], top: usize) -> Value {
+        let entry = |token: TokenId, logprob: f32, rank: usize| {
+            let text = self.lossy(token);
+            json!({"logprob": finite(logprob), "rank": rank, "decoded_token": text})
+        };
+        let of_token = |known: &TokenLogprobs| {
+            let own = entry(known.token, known.logprob, known.rank as usize);
+            let mut entries = serde_json::Map::from_iter([(known.token.to_string(), own)]);
+            for (place, &(token, logprob)) in known.top.iter().take(top).enumerate() {
+                let key = token.to_string();
+                entries.entry(key).or_insert_with(|| entry(token, logprob, place + 1));
+            }
+            Value::from(entries)
+        };
+        std::iter::once(Value::Null).chain(tokens.iter().map(of_token)).collect()
+    }
+
     fn chat_entry(&self, token: TokenId, logprob: f32) -> Value {
         json!({
             "token": self.lossy(token),
@@ -147,12 +186,19 @@ pub struct CompletionLogprobs {
 }
 
 impl CompletionLogprobs {
-    /// `offset`: characters of the choice's text before the token.
-    pub fn push(&mut self, names: &TokenNames, logprobs: &TokenLogprobs, offset: usize) {
+    /// `offset`: characters of the choice's text before the token. At most `top` alternatives.
+    pub fn push(
+        &mut self,
+        names: &TokenNames,
+        logprobs: &TokenLogprobs,
+        top: usize,
+        offset: usize,
+    ) {
         let name = names.distinct(logprobs.token);
         let mut top: serde_json::Map<String, Value> = logprobs
             .top
             .iter()
+            .take(top)
             .map(|&(id, logprob)| (names.distinct(id), finite(logprob)))
             .collect();
         top.entry(name.clone()).or_insert_with(|| finite(logprobs.logprob));

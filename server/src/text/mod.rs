@@ -11,13 +11,20 @@ pub mod vocabulary;
 pub mod pool;
 pub mod detokenizer;
 pub mod stop;
+pub mod tags;
+pub mod answer;
+pub mod reasoning;
+pub mod tools;
 #[cfg(test)]
 mod testing;
 
+pub use answer::{AnswerFormat, AnswerParser, AnswerTools, Part, ReasoningMarkup, ToolMarkup};
 pub use chat_messages::ChatPrompt;
 pub use detokenizer::{SpecialTokens, TextDecoder};
 pub use error::{TextError, TextStartError};
+pub use reasoning::ReasoningStart;
 pub use stop::{StopMatcher, StopOutput};
+pub use tools::{Tool, ToolFormat};
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -45,6 +52,8 @@ pub struct TextConfig {
     pub template_fuel_max: u64,
     pub template_time_max: Duration,
     pub rendered_bytes_max: usize,
+    pub tools: ToolMarkup,
+    pub reasoning: ReasoningMarkup,
 }
 
 impl Default for TextConfig {
@@ -57,6 +66,8 @@ impl Default for TextConfig {
             template_fuel_max: 20_000_000,
             template_time_max: Duration::from_secs(5),
             rendered_bytes_max: 32 * 1024 * 1024,
+            tools: ToolMarkup::default(),
+            reasoning: ReasoningMarkup::default(),
         }
     }
 }
@@ -77,6 +88,8 @@ pub struct TextStage {
     template: Option<Arc<ChatTemplate>>,
     pool: Arc<Pool>,
     input_bytes_max: usize,
+    tool_format: Option<ToolFormat>,
+    has_reasoning: bool,
 }
 
 impl TextStage {
@@ -99,6 +112,9 @@ impl TextStage {
             time_max: config.template_time_max,
             rendered_bytes_max: config.rendered_bytes_max,
         };
+        let source = chat_template.map(|source| source.template.as_str());
+        let tool_format = source.and_then(|template| config.tools.format(template));
+        let has_reasoning = source.is_some_and(|template| config.reasoning.is_used(template));
         let template = chat_template
             .map(|source| compile_template(&source.template, &tokenizer, limits))
             .transpose()?;
@@ -111,7 +127,19 @@ impl TextStage {
             template: template.map(Arc::new),
             pool: Arc::new(Pool::start(config.tokenizer_threads, pool_limits)?),
             input_bytes_max: config.input_bytes_max,
+            tool_format,
+            has_reasoning,
         })
+    }
+
+    /// How the model calls tools in a chat; `None`: not at all.
+    pub fn tool_format(&self) -> Option<ToolFormat> {
+        self.tool_format
+    }
+
+    /// Where an answer to `prompt` begins; `None`: the model does not tell reasoning apart.
+    pub fn reasoning_start(&self, prompt: &EncodedPrompt) -> Option<ReasoningStart> {
+        self.has_reasoning.then(|| ReasoningStart::of_prompt(&prompt.text))
     }
 
     /// Number of ids that the tokenizer knows: only these may be sampled. Rows of the embedding

@@ -47,3 +47,17 @@ pub fn stage_with(template: &str, config: TextConfig) -> Result<TextStage, TextS
 pub fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
+
+/// The text whole, in two pieces at each place, in characters, and in three pieces at many places.
+pub fn every_cut(text: &str, mut check: impl FnMut(&[&str])) {
+    check(&[text]);
+    let places: Vec<usize> = text.char_indices().map(|(place, _)| place).collect();
+    let characters: Vec<&str> = text.split("").filter(|piece| !piece.is_empty()).collect();
+    check(&characters);
+    for (i, &first) in places.iter().enumerate() {
+        check(&[&text[..first], &text[first..]]);
+        for &second in places[i..].iter().step_by(1 + places.len() / 16) {
+            check(&[&text[..first], &text[first..second], &text[second..]]);
+        }
+    }
+}

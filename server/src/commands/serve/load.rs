@@ -5,7 +5,8 @@ use super::memory::{self, CacheShare, MemoryPlan, MemoryRequest, RankShare};
 use super::processes::Others;
 use crate::commands::StartupError;
 use crate::config::{
-    DeviceChoice, KvCacheDtype, OverlapChoice, PrefixCachingChoice, SchedulingPolicy, ServeConfig,
+    DeviceChoice, KvCacheDtype, OverlapChoice, PrefixCachingChoice, ReasoningParser,
+    SchedulingPolicy, ServeConfig, ToolCallParser,
 };
 use crate::engine::{
     self, EngineConfig, EngineThread, Overlap, PolicyKind, PrefixCaching, RunnerError,
@@ -14,7 +15,7 @@ use crate::http::{ServedModel, Serving};
 use crate::hub::{self, Progress};
 use crate::machine;
 use crate::ranks::{GroupWatch, Leader, Offer, RankConfig, RankGroup, Room, Setup};
-use crate::text::{TextConfig, TextStage};
+use crate::text::{ReasoningMarkup, TextConfig, TextStage, ToolFormat, ToolMarkup};
 use kernels::comm::messages::Messages;
 use kernels::ops::WeightForm;
 use kernels::{Backend, DType};
@@ -81,6 +82,7 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
         vocab_size: text.vocab_size(),
         eos_token_ids,
         generation: model.checkpoint.generation.clone(),
+        tool_format: text.tool_format(),
     };
     let path = model.path.clone();
     let setup = model.setup(config, Room::of(&memory), text.vocab_size());
@@ -276,6 +278,17 @@ fn start_text(config: &ServeConfig, checkpoint: &Checkpoint) -> Result<TextStage
         tokenizer_threads: config.text.tokenizer_threads.unwrap_or(half),
         waiting_jobs_max: config.limits.waiting_requests_max,
         input_bytes_max: config.listen.body_bytes_max,
+        tools: match config.text.tool_call_parser {
+            ToolCallParser::Auto => ToolMarkup::Template,
+            ToolCallParser::None => ToolMarkup::None,
+            ToolCallParser::Hermes => ToolMarkup::Format(ToolFormat::Hermes),
+            ToolCallParser::Qwen3Coder => ToolMarkup::Format(ToolFormat::Xml),
+        },
+        reasoning: match config.text.reasoning_parser {
+            ReasoningParser::Auto => ReasoningMarkup::Template,
+            ReasoningParser::None => ReasoningMarkup::None,
+            ReasoningParser::Qwen3 => ReasoningMarkup::Think,
+        },
         ..TextConfig::default()
     };
     Ok(TextStage::new(
