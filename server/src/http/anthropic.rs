@@ -9,7 +9,7 @@ use super::choice::{Finish, Output, StopCause};
 use super::error::{ApiError, RequestError};
 use super::generation::{Call, Generation, Whole, text_error};
 use super::sampling::read_model;
-use super::sse::{ChunkFormat, respond};
+use super::sse::{ChunkFormat, named_event, respond};
 use super::state::Context;
 use super::unknown::IgnoredFields;
 use super::unsupported::chat_names;
@@ -281,7 +281,7 @@ impl ChunkFormat for MessageEvents {
     }
 
     fn event(&self, chunk: &Value) -> String {
-        format!("event: {}\ndata: {chunk}\n\n", chunk["type"].as_str().unwrap_or_default())
+        named_event(chunk)
     }
 
     fn error_event(&self, error: &ApiError) -> String {

@@ -76,6 +76,8 @@ pub enum RequestError {
     Template { reason: String },
     #[error("the model '{name}' does not exist")]
     UnknownModel { name: String },
+    #[error("there is no response '{id}': it was never kept, or is forgotten")]
+    UnknownResponse { id: String },
     #[error("there is no route {method} {path}")]
     UnknownRoute { method: String, path: String },
     #[error("the method {method} is not allowed for {path}")]
@@ -219,6 +221,9 @@ impl RequestError {
             }
             RequestError::Template { .. } => row(S::BAD_REQUEST, INVALID, "template_error"),
             RequestError::UnknownModel { .. } => row(S::NOT_FOUND, INVALID, "model_not_found"),
+            RequestError::UnknownResponse { .. } => {
+                row(S::NOT_FOUND, INVALID, "response_not_found")
+            }
             RequestError::UnknownRoute { .. } => row(S::NOT_FOUND, INVALID, "unknown_route"),
             RequestError::MethodNotAllowed { .. } => {
                 row(S::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed")

@@ -17,6 +17,7 @@ pub mod chat_completions;
 pub mod completions;
 pub mod fill_in;
 pub mod anthropic;
+pub mod responses;
 pub mod tokenize;
 pub mod generation;
 pub mod choice;

@@ -19,6 +19,10 @@ pub fn document(config: &HttpConfig) -> Value {
     for (method, path) in ROUTES {
         let methods = paths.entry(*path).or_insert_with(|| json!({}));
         methods[*method] = operation(path, config);
+        if *method == "delete" {
+            methods[*method]["operationId"] = "deleteResponse".into();
+            methods[*method]["summary"] = "Forget a response".into();
+        }
     }
     let mut document = json!({
         "openapi": "3.1.0",
@@ -66,6 +70,13 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         "/v1/messages/count_tokens" => {
             post("countTokens", "Tokens of a conversation", "AnyObject", "InputTokens")
         }
+        "/v1/responses" => {
+            post("createResponse", "Answer a conversation item by item", "AnyObject", "AnyObject")
+        }
+        "/v1/responses/{id}" => read("response", "A response that was kept", "AnyObject"),
+        "/v1/responses/{id}/cancel" => {
+            read("cancelResponse", "End the work of a response in the background", "AnyObject")
+        }
         "/tokenize" => {
             post("tokenize", "Text or a conversation to tokens", "TokenizeRequest", "Tokens")
         }
@@ -79,12 +90,15 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         other => unreachable!("{other} is described"),
     };
     if path.contains("{id}") {
-        let description = "A name from /v1/models; it may contain slashes.";
+        let (description, missing) = match path.starts_with("/v1/models") {
+            true => ("A name from /v1/models; it may contain slashes.", "No such model"),
+            false => ("The id of a response.", "No such response"),
+        };
         operation["parameters"] = json!([{
             "name": "id", "in": "path", "required": true, "description": description,
             "schema": {"type": "string"},
         }]);
-        operation["responses"]["404"] = error_response("No such model");
+        operation["responses"]["404"] = error_response(missing);
     }
     if super::auth::PUBLIC_ROUTES.contains(&path) {
         operation["security"] = json!([]);

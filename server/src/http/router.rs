@@ -10,6 +10,7 @@ use super::limits::REQUEST_ID_BYTES_MAX;
 use super::metrics_endpoint::metrics;
 use super::models::{get_model, list_models};
 use super::openapi::openapi;
+use super::responses;
 use super::state::Context;
 use super::tokenize::{detokenize, tokenize};
 use super::wire::random_hex;
@@ -28,6 +29,10 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("post", "/v1/completions"),
     ("post", "/v1/messages"),
     ("post", "/v1/messages/count_tokens"),
+    ("post", "/v1/responses"),
+    ("get", "/v1/responses/{id}"),
+    ("delete", "/v1/responses/{id}"),
+    ("post", "/v1/responses/{id}/cancel"),
     ("post", "/tokenize"),
     ("post", "/detokenize"),
     ("get", "/v1/models"),
@@ -45,6 +50,9 @@ pub fn router(context: Context) -> Router {
         .route("/v1/completions", post(completions))
         .route("/v1/messages", post(messages))
         .route("/v1/messages/count_tokens", post(count_tokens))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::get).delete(responses::delete))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/v1/models", get(list_models))

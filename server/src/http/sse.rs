@@ -75,6 +75,11 @@ pub async fn respond<F: ChunkFormat>(
     Ok((StatusCode::OK, headers, Body::from_stream(body)).into_response())
 }
 
+/// An event whose name is its `type`.
+pub fn named_event(chunk: &Value) -> String {
+    format!("event: {}\ndata: {chunk}\n\n", chunk["type"].as_str().unwrap_or_default())
+}
+
 enum State {
     Running,
     /// All choices have finished; the last events are due.

@@ -3,6 +3,7 @@
 use super::auth::KeyRing;
 use super::error::ApiError;
 use super::limits::HttpConfig;
+use super::responses::store::ResponseStore;
 use crate::engine::EngineHandle;
 use crate::metrics::Metrics;
 use crate::text::{TextStage, ToolFormat};
@@ -64,6 +65,7 @@ pub struct Inner {
     pub config: HttpConfig,
     pub keys: KeyRing,
     pub metrics: Metrics,
+    pub responses: ResponseStore,
     state: AppState,
     draining: AtomicBool,
     body_bytes: AtomicUsize,
@@ -83,6 +85,7 @@ impl Context {
             config,
             keys,
             metrics: Metrics::new(),
+            responses: ResponseStore::default(),
             state,
             draining: AtomicBool::new(false),
             body_bytes: AtomicUsize::new(0),
