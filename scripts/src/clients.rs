@@ -5,12 +5,16 @@ use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Pinned, so that a new release of an SDK is a change we make.
-const OPENAI_SDK: &str = "openai==3.54.0";
+/// Pinned, so that a new release of an SDK is a change we make; and the script that uses it.
+const SDKS: [(&str, &str); 2] =
+    [("openai==3.54.0", "openai_sdk.py"), ("anthropic==2.14.0", "anthropic_sdk.py")];
 
 fn run_clients(url: &str) -> Result<()> {
-    let python = sdk_python()?;
-    process::run(Command::new(python).arg(root().join("tests/clients/openai_sdk.py")).arg(url))
+    for (sdk, script) in SDKS {
+        let python = sdk_python(sdk)?;
+        process::run(Command::new(python).arg(root().join("tests/clients").join(script)).arg(url))?;
+    }
+    Ok(())
 }
 
 pub fn run() -> Result<()> {
@@ -20,15 +24,17 @@ pub fn run() -> Result<()> {
     run_clients(&server.url)
 }
 
-/// The interpreter of a virtual environment under target/ that holds the SDKs.
-fn sdk_python() -> Result<PathBuf> {
+/// The interpreter of a virtual environment under target/ that holds `sdk`.
+fn sdk_python(sdk: &str) -> Result<PathBuf> {
     let dir = target_dir().join("clients-venv");
     let python = dir.join("bin/python");
-    let installed = dir.join(OPENAI_SDK);
-    if !installed.is_file() {
+    let installed = dir.join(sdk);
+    if !python.is_file() {
         process::run(Command::new("python3").args(["-m", "venv"]).arg(&dir))
             .context("make an environment")?;
-        process::run(Command::new(&python).args(["-m", "pip", "install", "--quiet", OPENAI_SDK]))?;
+    }
+    if !installed.is_file() {
+        process::run(Command::new(&python).args(["-m", "pip", "install", "--quiet", sdk]))?;
         std::fs::write(&installed, "")?;
     }
     Ok(python)

@@ -81,6 +81,43 @@ def completions(client, model):
     check("7" not in stopped.choices[0].text, "nothing of the stop string is sent")
 
 
+def filling_in(client, model):
+    done = client.completions.create(
+        model=model,
+        prompt="def add(a, b):\n    return ",
+        suffix="\n\nprint(add(1, 2))\n",
+        max_tokens=8,
+        temperature=0,
+    )
+    check(done.choices[0].text.startswith("a + b"), f"filled in, not {done.choices[0].text!r}")
+
+
+def responses(client, model):
+    request = {"model": model, "input": "Say hello.", "max_output_tokens": 24, "temperature": 0}
+    whole = client.responses.create(**request)
+    check(whole.status in ("completed", "incomplete"), f"a status, not {whole.status}")
+    check(whole.output_text.strip(), "an output with text")
+    with client.responses.stream(**request) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    check("".join(pieces) == final.output_text == whole.output_text, "streamed = whole")
+    check(client.responses.retrieve(whole.id).output_text == whole.output_text, "it is kept")
+    more = client.responses.create(
+        model=model,
+        previous_response_id=whole.id,
+        input="And goodbye.",
+        max_output_tokens=8,
+        temperature=0,
+    )
+    check(more.usage.input_tokens > whole.usage.total_tokens, "it goes on from what was said")
+    client.responses.delete(whole.id)
+    try:
+        client.responses.retrieve(whole.id)
+        sys.exit("FAILED: a deleted response is still there")
+    except openai.NotFoundError:
+        pass
+
+
 def refusals(client, model):
     messages = [{"role": "user", "content": "hi"}]
     try:
@@ -98,7 +135,8 @@ def refusals(client, model):
 def main():
     client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="none", max_retries=0)
     model = client.models.list().data[0].id
-    for scenario in (chat_in_every_language, seeds_and_choices, completions, refusals):
+    scenarios = [chat_in_every_language, seeds_and_choices, completions, filling_in, responses]
+    for scenario in [*scenarios, refusals]:
         scenario(client, model)
         print("ok:", scenario.__name__)
 
