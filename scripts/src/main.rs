@@ -33,7 +33,7 @@ enum Chore {
     /// Fuzz the parsers of outside data: checkpoint headers and request bodies
     Fuzz(fuzz::Args),
     /// Serve one model with two processes under mpirun, and lose one of them
-    Mpi,
+    Mpi(mpi::Args),
     /// Load a server with clients that partly drop mid-stream; check blocks, memory and answers
     Soak(soak::Args),
     /// Compare speed with llama.cpp's server on the same file, in turns
@@ -49,7 +49,7 @@ fn main() -> anyhow::Result<()> {
         Chore::KernelReport(args) => kernel_report::run(&args),
         Chore::Clients => clients::run(),
         Chore::Fuzz(args) => fuzz::run(&args),
-        Chore::Mpi => mpi::run(),
+        Chore::Mpi(args) => mpi::run(&args),
         Chore::Soak(args) => soak::run(&args),
         Chore::Floor(args) => floor::run(&args),
         Chore::VirtualGpu(args) => virtual_gpu::run(&args),
