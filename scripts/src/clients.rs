@@ -1,5 +1,6 @@
 //! Real client SDKs against a real server with the default model.
 
+use crate::mpi;
 use crate::process::{self, Server, cargo, root, target_dir};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ fn run_clients(url: &str) -> Result<()> {
 }
 
 pub fn run() -> Result<()> {
-    process::run(&mut cargo(&["build", "--package", "server"]))?;
+    process::run(cargo(&["build", "--package", "server"]).args(mpi::features()))?;
     let mut command = Command::new(target_dir().join("debug/monsoon"));
     let server = Server::start(command.args(["serve", "--log-level", "warn"]))?;
     run_clients(&server.url)

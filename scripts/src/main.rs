@@ -34,7 +34,7 @@ enum Chore {
     /// Fuzz the parsers of outside data: checkpoint headers and request bodies
     Fuzz(fuzz::Args),
     /// Serve one model with two processes under mpirun, and lose one of them
-    Mpi,
+    Mpi(mpi::Args),
     /// Load a server with clients that partly drop mid-stream; check blocks, memory and answers
     Soak(soak::Args),
     /// Send a server far more at once than its queue takes; every request is answered or refused
@@ -52,7 +52,7 @@ fn main() -> anyhow::Result<()> {
         Chore::KernelReport(args) => kernel_report::run(&args),
         Chore::Clients => clients::run(),
         Chore::Fuzz(args) => fuzz::run(&args),
-        Chore::Mpi => mpi::run(),
+        Chore::Mpi(args) => mpi::run(&args),
         Chore::Soak(args) => soak::run(&args),
         Chore::Overload(args) => overload::run(&args),
         Chore::Floor(args) => floor::run(&args),

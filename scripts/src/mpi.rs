@@ -1,11 +1,20 @@
 //! `cargo xtask mpi`: two processes serve one model, and what happens when one of them is lost.
 
 use crate::process::{self, Server, cargo, root, target_dir};
+use crate::{cuda_toolchain, virtual_gpu};
 use anyhow::{Context, Result, ensure};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only install what a build with MPI needs (Debian, as root or by sudo)
+    #[arg(long)]
+    install: bool,
+}
 
 /// From the loss of a process to the end of all others, their clients answered.
 const LOSS_SECONDS_MAX: u64 = 10;
@@ -22,47 +31,66 @@ const LAUNCHER: [&str; 10] = [
     "--oversubscribe",
     "--quiet",
 ];
-
-/// `monsoon` with MPI. The whole workspace and one test are named so that all dependencies have the
-/// features that `cargo xtask test` builds them with: otherwise most would be compiled once more.
-const BUILD: [&str; 9] = [
-    "build",
-    "--quiet",
-    "--workspace",
-    "--bin",
-    "monsoon",
-    "--test",
-    "tidy",
-    "--features",
-    "server/mpi",
-];
 /// Packages of Debian that the build and the launch need.
 const PACKAGES: [&str; 4] = ["libopenmpi-dev", "openmpi-bin", "libclang-dev", "clang"];
+const FEATURES: [&str; 2] = ["--features", "server/mpi"];
 
-pub fn run() -> Result<()> {
+/// What the ranks compute on.
+enum Device {
+    Cpu,
+    /// Of the Virtual GPU, with the folder of its libraries.
+    Gpu(PathBuf),
+}
+
+pub fn run(args: &Args) -> Result<()> {
     install_packages()?;
-    process::run(&mut cargo(&BUILD))?;
+    if args.install {
+        return Ok(());
+    }
+    cuda_toolchain::install().context("nvcc compiles the CUDA kernels")?;
+    process::run(cargo(&["build", "--quiet"]).args(process::ALL_TARGETS).args(FEATURES))?;
     let binary = target_dir().join("debug/monsoon");
-    let one = Server::start(serve(&mut Command::new(&binary), 1))?;
-    let expected = complete(&one.url)?;
-    drop(one);
-    answers_are_those_of_one_process(&binary, &expected)?;
-    a_lost_process_ends_the_group_in_time(&binary, "STOP")?;
-    a_lost_process_ends_the_group_in_time(&binary, "KILL")?;
+    let mut num_passed = 0;
+    for device in [Device::Cpu, Device::Gpu(virtual_gpu::install()?)] {
+        answers_are_those_of_one_process(&binary, &device)?;
+        a_lost_process_ends_the_group_in_time(&binary, &device, "STOP")?;
+        a_lost_process_ends_the_group_in_time(&binary, &device, "KILL")?;
+        num_passed += 3;
+    }
     a_wrong_count_of_processes_is_refused(&binary)?;
-    println!("4 passed, 0 failed");
+    println!("{} passed, 0 failed", num_passed + 1);
     Ok(())
+}
+
+/// Features of every build for tests, so that nothing is compiled twice: MPI where its packages are
+/// installed. Where there is no Debian to tell, they are not.
+pub fn features() -> &'static [&'static str] {
+    match missing_packages() {
+        Some(missing) if missing.is_empty() => &FEATURES,
+        _ => &[],
+    }
+}
+
+/// `None`: this is no Debian.
+fn missing_packages() -> Option<Vec<&'static str>> {
+    let is_missing = |package: &str| {
+        let mut query = Command::new("dpkg-query");
+        query.args(["--show", "--showformat=${db:Status-Status}", package]);
+        let output = query.stderr(Stdio::null()).output().ok()?;
+        Some(output.stdout != b"installed")
+    };
+    let mut missing = Vec::new();
+    for package in PACKAGES {
+        if is_missing(package)? {
+            missing.push(package);
+        }
+    }
+    Some(missing)
 }
 
 /// Installs the packages that are missing, on a machine that has Debian's tools.
 fn install_packages() -> Result<()> {
-    let is_there = |package: &&str| {
-        let mut query = Command::new("dpkg-query");
-        query.args(["--show", "--showformat=${db:Status-Status}", package]);
-        let output = query.stderr(Stdio::null()).output();
-        output.map_or(true, |output| output.stdout == b"installed")
-    };
-    let missing: Vec<&str> = PACKAGES.iter().copied().filter(|p| !is_there(p)).collect();
+    let missing = missing_packages().unwrap_or_default();
     if missing.is_empty() {
         return Ok(());
     }
@@ -87,48 +115,85 @@ fn model() -> PathBuf {
     root().join("tests/data/models/qwen2-tied")
 }
 
-fn serve(command: &mut Command, ranks: usize) -> &mut Command {
+fn serve<'a>(command: &'a mut Command, device: &Device, ranks: usize) -> &'a mut Command {
     command
         .args(["serve", "--log-level", "warn", "--kv-cache-memory", "16MiB"])
-        .args(["--tensor-parallel", &ranks.to_string()])
-        .arg(model())
+        .args(["--tensor-parallel", &ranks.to_string(), "--device", device.name()])
+        .arg(model());
+    if let Device::Gpu(lib_dir) = device {
+        command.env("LD_LIBRARY_PATH", lib_dir).env("VIRTUAL_GPU_DEVICES", ranks.to_string());
+    }
+    command
+}
+
+impl Device {
+    fn name(&self) -> &'static str {
+        match self {
+            Device::Cpu => "cpu",
+            Device::Gpu(_) => "cuda",
+        }
+    }
+
+    /// Tokens of a short answer: the Virtual GPU is slow.
+    fn num_tokens(&self) -> usize {
+        match self {
+            Device::Cpu => 48,
+            Device::Gpu(_) => 8,
+        }
+    }
 }
 
 /// Two processes of one rank each.
-fn start_group(binary: &Path) -> Result<Server> {
+fn start_group(binary: &Path, device: &Device) -> Result<Server> {
     let mut command = Command::new("mpirun");
     command.args(LAUNCHER).arg(binary);
-    Server::start(serve(&mut command, 2)).context("start two processes")
+    Server::start(serve(&mut command, device, 2)).context("start two processes")
 }
 
 fn body(max_tokens: usize) -> serde_json::Value {
     serde_json::json!({
         "prompt": "The rain", "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true,
+        "logprobs": 1, "return_tokens_as_token_ids": true,
     })
 }
 
-fn complete(url: &str) -> Result<String> {
-    let answer = ureq::post(format!("{url}/v1/completions")).send_json(body(48))?;
+/// The text, its tokens and their log-probabilities.
+fn complete(url: &str, num_tokens: usize) -> Result<serde_json::Value> {
+    let answer = ureq::post(format!("{url}/v1/completions")).send_json(body(num_tokens))?;
     let answer: serde_json::Value = answer.into_body().read_json()?;
-    Ok(answer["choices"][0]["text"].as_str().context("a text")?.to_string())
+    let choice = &answer["choices"][0];
+    let logprobs = &choice["logprobs"]["token_logprobs"];
+    ensure!(logprobs.as_array().is_some_and(|l| l.len() == num_tokens), "no numbers: {answer}");
+    Ok(choice.clone())
 }
 
-fn answers_are_those_of_one_process(binary: &Path, expected: &str) -> Result<()> {
-    let mut server = start_group(binary)?;
+fn answers_are_those_of_one_process(binary: &Path, device: &Device) -> Result<()> {
+    let num_tokens = device.num_tokens();
+    let one = Server::start(serve(&mut Command::new(binary), device, 2))?;
+    let expected = complete(&one.url, num_tokens)?;
+    drop(one);
+    let mut server = start_group(binary, device)?;
     for _ in 0..3 {
-        ensure!(complete(&server.url)? == *expected, "two processes gave another text");
+        let answer = complete(&server.url, num_tokens)?;
+        ensure!(answer == expected, "two processes gave another answer: {answer}, not {expected}");
     }
     // Rank 0 tells the others when its last request has ended.
     signal(process_of_rank(0)?, "TERM")?;
     let status = wait(&mut server, LOSS_SECONDS_MAX)?;
     ensure!(status.success(), "the group ended with {status}");
-    println!("two processes answer as one does and end in order");
+    println!("{}: two processes answer as one does and end in order", device.name());
     Ok(())
 }
 
-/// A client streams when the process is lost: it gets an error, and every process ends.
-fn a_lost_process_ends_the_group_in_time(binary: &Path, how: &str) -> Result<()> {
-    let mut server = start_group(binary)?;
+/// A client streams when the process is lost: it gets an error, /health says so, and every process
+/// ends.
+fn a_lost_process_ends_the_group_in_time(binary: &Path, device: &Device, how: &str) -> Result<()> {
+    let what = format!("{}, SIG{how}", device.name());
+    let mut server = start_group(binary, device)?;
+    // No new connection is taken once a rank is lost, so half of a request is on its way.
+    let mut health = TcpStream::connect(server.url.trim_start_matches("http://"))?;
+    health.set_read_timeout(Some(Duration::from_secs(LOSS_SECONDS_MAX)))?;
+    health.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n")?;
     let mut request = body(1000);
     request["stream"] = true.into();
     let answer = ureq::post(format!("{}/v1/completions", server.url)).send_json(request)?;
@@ -140,20 +205,21 @@ fn a_lost_process_ends_the_group_in_time(binary: &Path, how: &str) -> Result<()>
     let rest: Vec<String> = lines.collect::<std::io::Result<_>>().context("the stream's end")?;
     let answered = begin.elapsed();
     let told = rest.iter().any(|line| line.contains("\"error\""));
-    ensure!(told, "SIG{how}: the client was told nothing: {:?}", rest.last());
+    ensure!(told, "{what}: the client was told nothing: {:?}", rest.last());
+    let mut head = [0; 12];
+    health.write_all(b"\r\n").and_then(|()| health.read_exact(&mut head)).context("/health")?;
+    ensure!(head == *b"HTTP/1.1 503", "{what}: /health says {}", String::from_utf8_lossy(&head));
     let status = wait(&mut server, LOSS_SECONDS_MAX.saturating_sub(answered.as_secs()))?;
-    ensure!(!status.success(), "SIG{how}: the group ended as if all were well");
+    ensure!(!status.success(), "{what}: the group ended as if all were well");
     let seconds = begin.elapsed().as_secs_f32();
-    println!(
-        "SIG{how}: the client was told after {answered:.1?}, the end came after {seconds:.1} s"
-    );
-    ensure!(process_of_rank(1).is_err(), "SIG{how}: rank 1 is still there");
+    println!("{what}: the client was told after {answered:.1?}, the end came after {seconds:.1} s");
+    ensure!(process_of_rank(1).is_err(), "{what}: rank 1 is still there");
     Ok(())
 }
 
 fn a_wrong_count_of_processes_is_refused(binary: &Path) -> Result<()> {
     let mut command = Command::new("mpirun");
-    let output = serve(command.args(LAUNCHER).arg(binary), 4).output()?;
+    let output = serve(command.args(LAUNCHER).arg(binary), &Device::Cpu, 4).output()?;
     let told = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success(), "4 ranks on 2 processes were not refused");
     ensure!(told.contains("4 ranks were asked for"), "no reason was given: {told}");

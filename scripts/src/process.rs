@@ -21,6 +21,10 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// What `cargo build` is told to build for tests: all at once, so that every part is compiled once,
+/// with one choice of features.
+pub const ALL_TARGETS: [&str; 3] = ["--workspace", "--bins", "--tests"];
+
 pub fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args);

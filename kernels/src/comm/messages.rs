@@ -15,6 +15,8 @@ pub trait Messages: Send + Sync {
     fn world_size(&self) -> usize;
     /// Ranks on this machine, this one included.
     fn local_size(&self) -> usize;
+    /// This rank's place among them.
+    fn local_rank(&self) -> usize;
     /// May wait until `to` takes a long message, for ever if `to` is lost.
     fn send(&self, to: usize, channel: Channel, bytes: &[u8]);
     /// The next message and its sender; never waits.

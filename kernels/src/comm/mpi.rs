@@ -9,7 +9,7 @@ use mpi::datatype::PartitionMut;
 use mpi::environment::{Universe, initialize_with_threading, processor_name};
 use mpi::point_to_point::MatchedReceiveVec;
 use mpi::topology::SimpleCommunicator;
-use mpi::traits::{Communicator as _, CommunicatorCollectives, Destination, Root, Source};
+use mpi::traits::{Communicator as _, CommunicatorCollectives, Destination, Source};
 use std::sync::Arc;
 
 /// Sums up to this length are gathered whole by every rank, which takes one exchange; longer ones
@@ -44,7 +44,8 @@ impl MpiProcess {
         }
         let world = SimpleCommunicator::world();
         let (rank, world_size) = (world.rank() as usize, world.size() as usize);
-        let messages = MpiMessages { rank, world_size, local_size: local_size(&world) };
+        let (local_rank, local_size) = local_place(&world);
+        let messages = MpiMessages { rank, world_size, local_rank, local_size };
         Ok(MpiProcess { universe, messages: Arc::new(messages) })
     }
 
@@ -68,31 +69,28 @@ fn leave_alone(universe: Universe) {
     std::mem::forget(universe);
 }
 
-/// Processes whose machine has the name of this one.
-fn local_size(world: &SimpleCommunicator) -> usize {
+/// This process's place among those whose machine has the name of this one, and their count.
+fn local_place(world: &SimpleCommunicator) -> (usize, usize) {
     let name = processor_name().unwrap_or_default();
     let mut own = [0u8; NAME_BYTES];
     let len = name.len().min(NAME_BYTES);
     own[..len].copy_from_slice(&name.as_bytes()[..len]);
     let mut all = vec![0u8; NAME_BYTES * world.size() as usize];
     world.all_gather_into(&own[..], &mut all[..]);
-    all.chunks_exact(NAME_BYTES).filter(|name| *name == own).count()
+    let is_here: Vec<bool> = all.chunks_exact(NAME_BYTES).map(|name| name == own).collect();
+    let count = |ranks: &[bool]| ranks.iter().filter(|is_here| **is_here).count();
+    (count(&is_here[..world.rank() as usize]), count(&is_here))
 }
 
 /// Any thread may use it.
 pub struct MpiMessages {
     rank: usize,
     world_size: usize,
+    local_rank: usize,
     local_size: usize,
 }
 
 impl MpiMessages {
-    /// `bytes` of rank 0, on every rank: how the ranks of a group on GPUs agree on an id.
-    /// Every rank calls it, with as many bytes.
-    pub fn broadcast(&self, bytes: &mut [u8]) {
-        SimpleCommunicator::world().process_at_rank(0).broadcast_into(bytes);
-    }
-
     /// The sums of the same processes.
     pub fn communicator(&self) -> MpiCommunicator {
         let (rank, world_size) = (self.rank, self.world_size);
@@ -118,6 +116,10 @@ impl Messages for MpiMessages {
 
     fn local_size(&self) -> usize {
         self.local_size
+    }
+
+    fn local_rank(&self) -> usize {
+        self.local_rank
     }
 
     fn send(&self, to: usize, channel: Channel, bytes: &[u8]) {

@@ -78,11 +78,6 @@ pub enum StartupError {
          it: {what} (and {others} more); see `monsoon doctor`, or use --device cpu"
     )]
     Unqualified { device: String, what: String, others: usize },
-    #[error(
-        "--device: a launcher started several processes, but GPUs are served by one; start one \
-         process with --tensor-parallel, or take --device cpu"
-    )]
-    GpuProcesses,
     #[error("MPI: {reason}")]
     Mpi { reason: String },
     #[error("loading the model failed without a reason; a message above tells more")]

@@ -2,12 +2,12 @@
 
 use super::group::{RankConfig, RankStartError};
 use super::link::{RankLink, Reply};
+use super::meet::{Breaker, Sums, link_to_others};
 use super::peers::Peers;
-use super::progress::{Counted, LOOK_INTERVAL, Progress};
+use super::progress::{Counted, Progress};
 use super::wire::{Offer, Setup, Sign, Work, decode};
 use super::worker::{self, RankSpec};
 use crate::engine::{Plan, RunnerError};
-use kernels::comm::Communicator;
 use kernels::comm::messages::{Channel, Messages};
 use models::{LoadError, Model};
 use std::sync::Arc;
@@ -62,13 +62,15 @@ impl Follower {
     pub fn follow(
         &self,
         config: RankConfig,
-        communicator: Box<dyn Communicator>,
+        sums: Sums,
         model: impl FnOnce() -> Result<Box<dyn Model>, LoadError> + Send + 'static,
     ) -> Result<(), RankStartError> {
         let (mut progress, count) = (Progress::default(), Arc::new(AtomicU64::new(0)));
         progress.add(count.clone());
         progress.add_backend(&config.backend);
         self.peers.tell(progress);
+        let place = (self.rank, self.messages.world_size());
+        let (communicator, breaker) = link_to_others(sums, &config.backend, place, &self.peers)?;
         let communicator = Box::new(Counted { inner: communicator, count });
         let spec = RankSpec { config, communicator, model: Box::new(model) };
         let (started_sender, started) = sync_channel(1);
@@ -84,6 +86,7 @@ impl Follower {
                 Ok(())
             }
             Err(error) => {
+                breaker.iter().for_each(Breaker::trip);
                 link.abandon();
                 Err(RankStartError::Process(error))
             }
@@ -100,19 +103,10 @@ impl Follower {
         &self,
         started: &Receiver<Result<(), RankStartError>>,
     ) -> Result<(), RankStartError> {
-        loop {
-            match started.recv_timeout(LOOK_INTERVAL) {
-                Ok(result) => return result,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    let reason = "its thread ended".to_string();
-                    return Err(RankStartError::Panicked { rank: self.rank, reason });
-                }
-            }
-            if let Some(error) = self.peers.lost() {
-                return Err(RankStartError::Process(error));
-            }
-        }
+        self.peers.receive(started).map_err(RankStartError::Process)?.unwrap_or_else(|| {
+            let reason = "its thread ended".to_string();
+            Err(RankStartError::Panicked { rank: self.rank, reason })
+        })
     }
 
     /// Hands plans to the rank's thread. Never waits for it without an end: it may wait for a rank

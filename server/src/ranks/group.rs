@@ -2,15 +2,12 @@
 
 use super::leader::Leader;
 use super::link::{RankLink, Reply};
+use super::meet::{Breaker, Sums, links_between};
 use super::progress::{Counted, LOOK_INTERVAL, Progress, Watch};
 use super::worker::{self, RankSpec};
 use crate::engine::{PLANS_UNDER_WAY_MAX, Plan, Runner, RunnerError, StepOutput};
-use kernels::comm::Communicator;
-use kernels::comm::gpus::Gpus;
-use kernels::comm::local;
-use kernels::comm::nccl::{NcclAborter, NcclId};
 use kernels::comm::solo::Solo;
-use kernels::{Backend, DType, KernelError};
+use kernels::{Backend, DType};
 use models::{LoadError, Model, ShardSpec};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -136,11 +133,14 @@ impl RankGroup {
     pub fn start_leading(
         leader: Leader,
         config: RankConfig,
-        communicator: Box<dyn Communicator>,
+        sums: Sums,
         model: impl FnOnce() -> Result<Box<dyn Model>, LoadError> + Send + 'static,
     ) -> Result<RankGroup, RankStartError> {
+        let (communicator, breaker) = leader.meet(sums, &config.backend)?;
         let spec = RankSpec { config, communicator, model: Box::new(model) };
-        Self::start_with(vec![spec], Some(leader))
+        let mut group = Self::start_with(vec![spec], Some(leader))?;
+        group.breakers.extend(breaker);
+        Ok(group)
     }
 
     /// Starts one rank per spec, in rank order; all load at the same time.
@@ -168,7 +168,11 @@ impl RankGroup {
             started.push(started_receiver);
         }
         for (rank, receiver) in started.into_iter().enumerate() {
-            receiver.recv().unwrap_or_else(|_| {
+            let told = match &leader {
+                Some(leader) => leader.receive(&receiver).map_err(RankStartError::Process)?,
+                None => receiver.recv().ok(),
+            };
+            told.unwrap_or_else(|| {
                 let reason = "its thread ended".to_string();
                 Err(RankStartError::Panicked { rank, reason })
             })?;
@@ -280,48 +284,6 @@ impl Drop for RankGroup {
         }
         self.links.drain(..).for_each(|link| if lost { link.abandon() } else { link.join() });
     }
-}
-
-/// Ends the waiting of ranks for one that is lost.
-enum Breaker {
-    Threads(local::Breaker),
-    Gpu(NcclAborter),
-}
-
-impl Breaker {
-    fn trip(&self) {
-        match self {
-            Breaker::Threads(breaker) => breaker.trip("another rank is lost"),
-            Breaker::Gpu(aborter) => aborter.abort(),
-        }
-    }
-}
-
-type Links = (Vec<Box<dyn Communicator>>, Vec<Breaker>);
-
-/// One link for each rank of this process: by NCCL between GPUs, else by shared memory.
-fn links_between(configs: &[RankConfig]) -> Result<Links, RankStartError> {
-    let device = |config: &RankConfig| match &config.backend {
-        Backend::Cuda(device) => Some(device.clone()),
-        Backend::Reference | Backend::Cpu(_) => None,
-    };
-    let Some(devices) = configs.iter().map(device).collect::<Option<Vec<_>>>() else {
-        let links = local::group(configs.len());
-        let breakers = links.first().map(|link| Breaker::Threads(link.breaker()));
-        let links = links.into_iter().map(|link| Box::new(link) as Box<dyn Communicator>);
-        return Ok((links.collect(), breakers.into_iter().collect()));
-    };
-    let id = NcclId::new().map_err(LoadError::from)?;
-    let world_size = devices.len();
-    // Each call waits for all others.
-    let joined: Vec<Result<Gpus, KernelError>> = std::thread::scope(|scope| {
-        let join = |(rank, device)| move || Gpus::join(device, &id, rank, world_size);
-        let threads: Vec<_> = devices.iter().enumerate().map(|d| scope.spawn(join(d))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("joining does not panic")).collect()
-    });
-    let links = joined.into_iter().collect::<Result<Vec<_>, _>>().map_err(LoadError::from)?;
-    let breakers = links.iter().map(|link| Breaker::Gpu(link.aborter())).collect();
-    Ok((links.into_iter().map(|link| Box::new(link) as _).collect(), breakers))
 }
 
 /// Wraps what the rank counts.

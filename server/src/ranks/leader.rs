@@ -2,10 +2,13 @@
 
 use super::group::RankStartError;
 use super::link::{PLANS_WAITING_MAX, RankLink, Reply};
+use super::meet::{Breaker, Sums, link_to_others};
 use super::peers::Peers;
 use super::progress::Progress;
 use super::wire::{Offer, Room, Setup, Sign, Work, encode};
 use crate::engine::{Plan, RunnerError, StepOutput};
+use kernels::Backend;
+use kernels::comm::Communicator;
 use kernels::comm::messages::{Channel, Messages};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -86,6 +89,20 @@ impl Leader {
 
     pub(super) fn close(&self) {
         self.peers.close();
+    }
+
+    /// Rank 0's link for sums with the others.
+    pub(super) fn meet(
+        &self,
+        sums: Sums,
+        backend: &Backend,
+    ) -> Result<(Box<dyn Communicator>, Option<Breaker>), RankStartError> {
+        link_to_others(sums, backend, (0, self.messages.world_size()), &self.peers)
+    }
+
+    /// What another thread sends, unless a process is lost first.
+    pub(super) fn receive<T>(&self, from: &Receiver<T>) -> Result<Option<T>, RunnerError> {
+        self.peers.receive(from)
     }
 
     /// Links to the other ranks, once they have loaded.

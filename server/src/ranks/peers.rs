@@ -6,6 +6,7 @@ use super::wire::{Offer, Sign, decode, encode};
 use crate::engine::RunnerError;
 use kernels::comm::messages::{Channel, Messages};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -117,6 +118,18 @@ impl Peers {
     /// Waits until all have loaded the model.
     pub fn ready(&self) -> Result<(), RunnerError> {
         self.wait_for(|peers| peers.iter().all(|peer| peer.is_ready).then_some(()))
+    }
+
+    /// What another thread of this process sends, unless a peer is lost first; `None` when the
+    /// thread ends without a word.
+    pub fn receive<T>(&self, from: &Receiver<T>) -> Result<Option<T>, RunnerError> {
+        loop {
+            match from.recv_timeout(LOOK_INTERVAL) {
+                Ok(value) => return Ok(Some(value)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => self.lost().map_or(Ok(()), Err)?,
+            }
+        }
     }
 
     /// Ends the exchange, and returns when no more signs are sent: from now on nobody is lost.

@@ -2,6 +2,7 @@
 
 use crate::engine::Plan;
 use crate::engine::plan::shared;
+use kernels::comm::nccl::NcclId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -24,6 +25,9 @@ pub struct Setup {
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
     pub sampleable_vocab: usize,
+    /// By which the GPUs of the ranks find each other, if they compute on GPUs.
+    #[serde(with = "as_bytes")]
+    pub nccl_id: Option<NcclId>,
 }
 
 /// What a rank brings.
@@ -65,6 +69,23 @@ pub(super) enum Sign {
     Failed {
         reason: String,
     },
+}
+
+/// An id travels as its bytes.
+mod as_bytes {
+    use super::NcclId;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(id: &Option<NcclId>, to: S) -> Result<S::Ok, S::Error> {
+        id.as_ref().map(|id| &id.0[..]).serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<NcclId>, D::Error> {
+        let bytes = Option::<Vec<u8>>::deserialize(from)?;
+        let id = |bytes: Vec<u8>| bytes.try_into().map(NcclId);
+        bytes.map(id).transpose().map_err(|_| D::Error::custom("an id of another length"))
+    }
 }
 
 pub(super) fn encode(message: &impl Serialize) -> Vec<u8> {

@@ -3,6 +3,8 @@
 use crate::commands::{StartupError, qualification};
 use crate::config::{ComputeConfig, CpuPin, DeviceChoice, cuda_obstacle};
 use crate::machine;
+use kernels::comm::messages::Messages;
+use kernels::comm::nccl::NcclId;
 use kernels::device::cpu::CpuDevice;
 use kernels::device::cuda::{self, CudaDevice};
 use kernels::device::thread_pool::THREADS_MAX;
@@ -34,7 +36,7 @@ impl Devices {
         activation: DType,
     ) -> Result<Devices, StartupError> {
         if uses_cuda(config.device) {
-            return Self::on_gpus(0..num_ranks, activation);
+            return Self::on_gpus(gpus(num_ranks, None), activation);
         }
         let num_threads = config.threads.unwrap_or_else(machine::cores);
         let each = (num_threads / num_ranks).clamp(1, THREADS_MAX);
@@ -46,14 +48,19 @@ impl Devices {
         Ok(Self::with_cores(config, num_ranks, each, cores))
     }
 
-    /// For the rank of this process, one of `local_size` processes on this machine. Where the
-    /// launcher has given each its own cores it takes all of them, else its share.
+    /// For the rank of this process, one of several on this machine: a GPU of its own, or cores.
+    /// Where the launcher has given each its own cores it takes all of them, else its share.
     ///
-    /// Errors: `GpuProcesses`.
-    pub fn one_of(config: &ComputeConfig, local_size: usize) -> Result<Devices, StartupError> {
+    /// Errors: there are not enough GPUs.
+    pub fn one_of(
+        config: &ComputeConfig,
+        processes: &dyn Messages,
+        activation: DType,
+    ) -> Result<Devices, StartupError> {
         if uses_cuda(config.device) {
-            return Err(StartupError::GpuProcesses);
+            return Self::on_gpus(gpus(1, Some(processes)), activation);
         }
+        let local_size = processes.local_size();
         let share = || match machine::is_bound_to_cores() {
             true => machine::cores(),
             false => machine::cores() / local_size,
@@ -117,23 +124,49 @@ pub fn uses_cuda(choice: DeviceChoice) -> bool {
     }
 }
 
-/// Bytes that the ranks may take on the fullest of their GPUs.
+/// The GPUs of the ranks in this process, of which there are `num_ranks`. `processes`: the links to
+/// the others, if there are any.
+fn gpus(num_ranks: usize, processes: Option<&dyn Messages>) -> Range<usize> {
+    let first = match processes {
+        // A launcher may show each process its own GPU alone.
+        Some(processes) if cuda::device_count() > 1 => processes.local_rank(),
+        _ => 0,
+    };
+    first..first + num_ranks
+}
+
+/// Bytes that the ranks of this process may take on the fullest of their GPUs. `processes`: as for
+/// `gpus`.
 ///
-/// Errors: a GPU cannot be asked.
-pub fn free_gpu_memory(config: &ComputeConfig) -> Result<u64, StartupError> {
-    let num_gpus = cuda::device_count().min(config.tensor_parallel);
+/// Errors: a GPU is missing, or cannot be asked.
+pub fn free_gpu_memory(
+    config: &ComputeConfig,
+    processes: Option<&dyn Messages>,
+) -> Result<u64, StartupError> {
+    let num_ranks = if processes.is_some() { 1 } else { config.tensor_parallel };
     let free = |ordinal| Ok(CudaDevice::open(ordinal)?.memory()?.0);
-    let least = (0..num_gpus).map(free).collect::<Result<Vec<usize>, KernelError>>();
+    let least = gpus(num_ranks, processes).map(free).collect::<Result<Vec<usize>, KernelError>>();
     let least = least.map_err(StartupError::Device)?.into_iter().min().unwrap_or(0);
     Ok((least as f64 * config.gpu_memory_fraction) as u64)
 }
 
 impl RankDevice {
+    /// By which the GPUs of ranks in other processes find this one. `None`: it is no GPU.
+    ///
+    /// Errors: there is no NCCL.
+    pub fn nccl_id(&self) -> Result<Option<NcclId>, StartupError> {
+        match &self.backend {
+            Backend::Cuda(_) => NcclId::new().map(Some).map_err(StartupError::Device),
+            Backend::Cpu(_) | Backend::Reference => Ok(None),
+        }
+    }
+
     /// What decides on the bits of a result.
     pub fn arithmetic(&self) -> String {
         match &self.backend {
             Backend::Cpu(cpu) => format!("cpu, {:?}", cpu.isa),
-            other => other.name().to_string(),
+            Backend::Cuda(device) => format!("cuda, {}", device.name()),
+            Backend::Reference => self.backend.name().to_string(),
         }
     }
 }

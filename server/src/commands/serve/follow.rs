@@ -6,7 +6,7 @@ use super::processes::Others;
 use super::start_logging;
 use crate::commands::{CommandError, StartupError};
 use crate::config::ServeConfig;
-use crate::ranks::{Follower, RankStartError};
+use crate::ranks::{Follower, RankStartError, Sums};
 use models::ShardSpec;
 
 /// Computes what rank 0 sends until it has served to its end. Signals are left to rank 0, which
@@ -29,7 +29,7 @@ pub async fn run(config: ServeConfig, others: Others) -> Result<(), CommandError
 fn follow(config: &ServeConfig, others: Others, follower: &Follower) -> Result<(), CommandError> {
     let Others { messages, communicator } = others;
     let model = Opened::find(config, Some(&*messages))?;
-    let devices = Devices::one_of(&config.compute, messages.local_size())?
+    let devices = Devices::one_of(&config.compute, &*messages, model.activation())?
         .qualified(&config.hub.cache_dir)?;
     let setup = follower.offer(model.offer(&devices.ranks[0]))?;
     let spec = ShardSpec { rank: messages.rank(), world_size: messages.world_size() };
@@ -37,7 +37,8 @@ fn follow(config: &ServeConfig, others: Others, follower: &Follower) -> Result<(
     let device = &devices.ranks[0];
     let (rank_config, backend) = (rank_config(config, &setup, device), device.backend.clone());
     let max_model_len = setup.room.max_model_len;
-    let result = follower.follow(rank_config, communicator, move || {
+    let sums = Sums::new(&setup, communicator);
+    let result = follower.follow(rank_config, sums, move || {
         models::load_model(&backend, &model.checkpoint, spec, max_model_len)
     });
     result.map_err(|error| match error {

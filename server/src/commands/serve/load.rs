@@ -14,7 +14,7 @@ use crate::engine::{
 use crate::http::{ServedModel, Serving};
 use crate::hub::{self, Progress};
 use crate::machine;
-use crate::ranks::{GroupWatch, Leader, Offer, RankConfig, RankGroup, Room, Setup};
+use crate::ranks::{GroupWatch, Leader, Offer, RankConfig, RankGroup, Room, Setup, Sums};
 use crate::text::{ReasoningMarkup, TextConfig, TextStage, ToolFormat, ToolMarkup};
 use kernels::comm::messages::Messages;
 use kernels::ops::WeightForm;
@@ -50,16 +50,21 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
     let mut memory = model.memory.clone();
     let (lost_sender, lost) = oneshot::channel();
     let devices = match &others {
-        Some(Others { messages, .. }) => Devices::one_of(&config.compute, messages.local_size())?,
+        Some(Others { messages, .. }) => {
+            Devices::one_of(&config.compute, &**messages, model.activation())?
+        }
         None => {
             Devices::share(&config.compute, config.compute.tensor_parallel, model.activation())?
         }
     }
     .qualified(&config.hub.cache_dir)?;
+    let mut setup = model.setup(config, Room::of(&memory), text.vocab_size());
     if let Some(leader) = &leader {
-        let setup = |room| model.setup(config, room, text.vocab_size());
-        let Setup { room, .. } = leader.agree(model.offer(&devices.ranks[0]), setup)?;
-        (memory.num_blocks, memory.max_model_len) = (room.num_blocks, room.max_model_len);
+        setup.nccl_id = devices.ranks[0].nccl_id()?;
+        setup =
+            leader.agree(model.offer(&devices.ranks[0]), |room| Setup { room, ..setup.clone() })?;
+        memory.num_blocks = setup.room.num_blocks;
+        memory.max_model_len = setup.room.max_model_len;
         leader.on_loss(move |error| {
             // Nobody listens when the server has stopped already.
             let _ = lost_sender.send(error);
@@ -85,7 +90,6 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
         tool_format: text.tool_format(),
     };
     let path = model.path.clone();
-    let setup = model.setup(config, Room::of(&memory), text.vocab_size());
     let watch = leader.as_ref().map(Leader::watch);
     let (runner, device) = match (others, leader) {
         (Some(others), Some(leader)) => {
@@ -127,7 +131,7 @@ impl Opened {
         let here = if uses_cuda(config.compute.device) { 1 } else { here };
         let ranks = RankShare { world_size, here, kv_heads_each };
         let kv_dtype = kv_dtype(config, &checkpoint);
-        let memory = plan_memory(config, &checkpoint, kv_dtype, ranks)?;
+        let memory = plan_memory(config, &checkpoint, kv_dtype, ranks, messages)?;
         Ok(Opened { name: found.name, path: found.path, checkpoint, memory, kv_dtype })
     }
 
@@ -149,6 +153,7 @@ impl Opened {
             max_num_seqs: config.limits.max_num_seqs,
             max_num_batched_tokens: config.limits.max_num_batched_tokens,
             sampleable_vocab,
+            nccl_id: None,
         }
     }
 }
@@ -208,7 +213,8 @@ fn start_leading(
     let (rank_config, backend) = (rank_config(config, setup, device), device.backend.clone());
     let spec = ShardSpec { rank: 0, world_size: others.messages.world_size() };
     let max_model_len = setup.room.max_model_len;
-    let group = RankGroup::start_leading(leader, rank_config, others.communicator, move || {
+    let sums = Sums::new(setup, others.communicator);
+    let group = RankGroup::start_leading(leader, rank_config, sums, move || {
         models::load_model(&backend, &model.checkpoint, spec, max_model_len)
     })?;
     Ok((group, format!("rank 0 of {} processes: {devices}", spec.world_size)))
@@ -229,12 +235,13 @@ fn plan_memory(
     checkpoint: &Checkpoint,
     kv_dtype: DType,
     ranks: RankShare,
+    messages: Option<&dyn Messages>,
 ) -> Result<MemoryPlan, StartupError> {
     let request = MemoryRequest {
         weight_bytes: weight_bytes(config, checkpoint, ranks)?,
         ranks,
         available_bytes: match uses_cuda(config.compute.device) {
-            true => Some(device::free_gpu_memory(&config.compute)?),
+            true => Some(device::free_gpu_memory(&config.compute, messages)?),
             false => machine::available_memory(),
         },
         cache_share: match uses_cuda(config.compute.device) {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::ranks::peers::SILENCE_MAX;
 use crate::ranks::wire::{Work, decode, encode};
-use crate::ranks::{Follower, Leader, Offer, Room, Setup};
+use crate::ranks::{Follower, Leader, Offer, Room, Setup, Sums};
 use kernels::comm::local::{self, Local};
 use kernels::comm::messages::{Channel, Messages};
 use std::collections::VecDeque;
@@ -33,6 +33,10 @@ impl Messages for InMemory {
 
     fn local_size(&self) -> usize {
         self.mailboxes.len()
+    }
+
+    fn local_rank(&self) -> usize {
+        self.rank
     }
 
     fn send(&self, to: usize, channel: Channel, bytes: &[u8]) {
@@ -69,6 +73,7 @@ fn setup(room: Room) -> Setup {
         max_num_seqs: config.max_num_seqs,
         max_num_batched_tokens: config.max_num_batched_tokens,
         sampleable_vocab: VOCAB,
+        nccl_id: None,
     }
 }
 
@@ -89,7 +94,7 @@ fn follow(
     std::thread::spawn(move || {
         let follower = Follower::new(messages).unwrap();
         let setup = follower.offer(offer(num_blocks)).unwrap();
-        let result = follower.follow(config(), Box::new(link), model);
+        let result = follower.follow(config(), Sums::Processes(Box::new(link)), model);
         if let Err(error) = &result {
             follower.fail(error.to_string());
         }
@@ -108,7 +113,8 @@ fn start_group(models: Vec<FakeModel>) -> (Result<RankGroup, RankStartError>, Ve
     let leader = Leader::new(messages).unwrap();
     leader.agree(offer(20), setup).unwrap();
     let model = FakeModel { adds: true, fails: false, ..FakeModel::new() };
-    let group = RankGroup::start_leading(leader, config(), Box::new(link), || Ok(Box::new(model)));
+    let sums = Sums::Processes(Box::new(link));
+    let group = RankGroup::start_leading(leader, config(), sums, || Ok(Box::new(model)));
     (group, threads)
 }
 
@@ -159,9 +165,8 @@ fn a_process_that_cannot_load_keeps_the_group_from_starting() {
     let thread = follow(processes.remove(0), 9, fails);
     let leader = Leader::new(messages).unwrap();
     leader.agree(offer(20), setup).unwrap();
-    let group = RankGroup::start_leading(leader, config(), Box::new(link), || {
-        Ok(Box::new(FakeModel::new()))
-    });
+    let sums = Sums::Processes(Box::new(link));
+    let group = RankGroup::start_leading(leader, config(), sums, || Ok(Box::new(FakeModel::new())));
     let error = group.err().unwrap().to_string();
     assert!(error.contains("rank 1") && error.contains('w'), "{error}");
     assert!(matches!(thread.join().unwrap().1, Err(RankStartError::Load(_))));

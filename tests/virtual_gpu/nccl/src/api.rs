@@ -3,9 +3,8 @@
 use crate::abi::{Code, Result, UniqueId, VERSION, refuse};
 use crate::clique::{Call, Kind};
 use crate::reduce::{DataType, Operation};
-use crate::{driver, group};
+use crate::{driver, group, hub};
 use std::ffi::{CString, c_char, c_int, c_void};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Defines functions of the C interface; the body yields `Result<()>`.
@@ -34,16 +33,9 @@ nccl_api! {
         put(version, VERSION)
     }
 
-    /// An id for ranks of this process.
+    /// An id for ranks of this process and of others on this machine. The clique meets here.
     fn ncclGetUniqueId(id: *mut UniqueId) {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        let mut internal = [0; 128];
-        let nth = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        let bytes = [ID_MARK, u64::from(std::process::id()), nth].map(u64::to_le_bytes).concat();
-        for (to, from) in internal.iter_mut().zip(bytes) {
-            *to = from as c_char;
-        }
-        put(id, UniqueId { internal })
+        put(id, UniqueId { internal: hub::new_id()?.map(|byte| byte as c_char) })
     }
 
     /// Waits until all ranks have joined, unless inside a group.
@@ -90,12 +82,12 @@ nccl_api! {
     /// Ends what the rank waits for. The other ranks go on waiting until they abort, too.
     fn ncclCommAbort(comm: u64) {
         let comm = group::remove(comm)?;
-        comm.clique.abort(comm.rank);
+        comm.place.abort(comm.rank);
         Ok(())
     }
 
     fn ncclCommCount(comm: u64, count: *mut c_int) {
-        put(count, group::find(comm)?.clique.num_ranks as c_int)
+        put(count, group::find(comm)?.place.num_ranks() as c_int)
     }
 
     fn ncclCommUserRank(comm: u64, rank: *mut c_int) {
@@ -108,8 +100,7 @@ nccl_api! {
 
     fn ncclCommGetAsyncError(comm: u64, error: *mut Code) {
         let comm = group::find(comm)?;
-        let found = comm.clique.lock().async_errors[comm.rank];
-        put(error, found.unwrap_or(Code::SUCCESS))
+        put(error, comm.place.async_error(comm.rank).unwrap_or(Code::SUCCESS))
     }
 
     fn ncclAllReduce(
@@ -207,21 +198,6 @@ pub fn set_last_error(text: &str) {
     *LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner) = text;
 }
 
-const ID_MARK: u64 = u64::from_le_bytes(*b"vgpunccl");
-
-/// Errors: `INVALID_ARGUMENT` for an id of something else, `SYSTEM_ERROR` for one of another
-/// process.
-pub fn check_id(id: &[u8; 128]) -> Result<()> {
-    let word = |at: usize| u64::from_le_bytes(id[at..at + 8].try_into().expect("8 bytes"));
-    if word(0) != ID_MARK {
-        return refuse(Code::INVALID_ARGUMENT, "not an id of the Virtual GPU's NCCL");
-    }
-    if word(8) != u64::from(std::process::id()) {
-        return refuse(Code::SYSTEM_ERROR, "ranks in other processes are not built");
-    }
-    Ok(())
-}
-
 /// # Safety
 /// As `put`.
 unsafe fn init_rank(out: *mut u64, num_ranks: c_int, id: &UniqueId, rank: c_int) -> Result<()> {
@@ -229,7 +205,8 @@ unsafe fn init_rank(out: *mut u64, num_ranks: c_int, id: &UniqueId, rank: c_int)
         return refuse(Code::INVALID_ARGUMENT, &format!("rank {rank} of {num_ranks}"));
     }
     let device = driver::current_device()?;
-    let comm = group::join(id, num_ranks as usize, rank as usize, device)?;
+    let key = id.internal.map(|byte| byte as u8);
+    let comm = group::join(&key, num_ranks as usize, rank as usize, device)?;
     // SAFETY: as the caller promised.
     unsafe { put(out, comm) }
 }

@@ -3,7 +3,10 @@
 use crate::abi::Code;
 use crate::driver::{self, CUDA_ERROR_LAUNCH_FAILED, Ticket};
 use crate::reduce::{DataType, Operation, reduce};
+use crate::watchdog::Watched;
+use crate::wire::{Frame, FromHub};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -28,15 +31,48 @@ pub enum Kind {
     Recv { peer: usize },
 }
 
+impl Call {
+    /// Bytes that `rank` of so many sends.
+    pub fn send_bytes(&self, rank: usize, num_ranks: usize) -> usize {
+        match self.kind {
+            Kind::ReduceScatter(_) => self.bytes() * num_ranks,
+            Kind::Broadcast { root } if root != rank => 0,
+            Kind::Recv { .. } => 0,
+            _ => self.bytes(),
+        }
+    }
+
+    /// Bytes that it receives.
+    pub fn recv_bytes(&self, rank: usize, num_ranks: usize) -> usize {
+        match self.kind {
+            Kind::AllGather => self.bytes() * num_ranks,
+            Kind::Reduce { root, .. } if root != rank => 0,
+            Kind::Send { .. } => 0,
+            _ => self.bytes(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.count * self.data_type.bytes()
+    }
+}
+
 pub struct Clique {
     pub num_ranks: usize,
     meeting: Mutex<Meetings>,
 }
 
+/// A rank that has joined.
+pub struct Member {
+    pub device: i32,
+    /// To its process, if that is another one.
+    pub link: Option<Sender<Frame>>,
+}
+
 #[derive(Default)]
 pub struct Meetings {
-    /// Device of each rank that has joined.
-    pub devices: Vec<Option<i32>>,
+    /// By rank.
+    pub members: Vec<Option<Member>>,
     /// Collectives that each rank has run.
     num_run: Vec<u64>,
     /// The n-th collective: who has come so far.
@@ -53,38 +89,95 @@ struct Meeting {
     waiting: Vec<Option<Waiting>>,
 }
 
+/// What lies in a buffer, or the CUDA error of reading it.
+pub type Values = std::result::Result<Vec<u8>, u32>;
+
+/// A call that waits for those of other ranks.
 struct Waiting {
     call: Call,
     rank: usize,
+    device: i32,
+    /// What a rank of another process sends.
+    sent: Option<Values>,
     since: Instant,
     run: Arc<Run>,
+    /// Its place among the calls of its operation.
+    nth: usize,
 }
 
-/// One operation in the driver, of one call or of a group of calls.
+impl Waiting {
+    /// What it sends. Errors: the CUDA code of a buffer that was freed meanwhile.
+    fn read(&self, num_ranks: usize) -> Values {
+        match &self.sent {
+            Some(sent) => sent.clone(),
+            None => {
+                let bytes = self.call.send_bytes(self.rank, num_ranks);
+                driver::read(self.device, self.call.send, bytes)
+            }
+        }
+    }
+
+    /// Errors: as `read`.
+    fn write(&self, bytes: &[u8]) -> std::result::Result<(), u32> {
+        if self.sent.is_none() {
+            return driver::write(self.device, self.call.recv, bytes);
+        }
+        self.run.lock().received[self.nth] = bytes.to_vec();
+        Ok(())
+    }
+}
+
+/// One operation of a rank, of one call or of a group of calls.
 struct Run {
+    /// In the driver of the rank's process.
     ticket: Ticket,
-    /// Calls that have not ended, and the first error.
-    open: Mutex<(usize, u32)>,
+    link: Option<Sender<Frame>>,
+    state: Mutex<RunState>,
+}
+
+struct RunState {
+    /// Calls that have not ended.
+    num_open: usize,
+    /// The first error.
+    error: u32,
+    /// What the calls of a rank in another process receive.
+    received: Vec<Vec<u8>>,
 }
 
 impl Run {
+    fn new(ticket: Ticket, link: Option<Sender<Frame>>, num_calls: usize) -> Run {
+        let state =
+            RunState { num_open: num_calls, error: 0, received: vec![Vec::new(); num_calls] };
+        Run { ticket, link, state: Mutex::new(state) }
+    }
+
     /// Ends one of its calls; the last one ends the operation.
     fn end_call(&self, error: u32) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.0 -= 1;
-        if open.1 == 0 {
-            open.1 = error;
+        let mut state = self.lock();
+        state.num_open -= 1;
+        if state.error == 0 {
+            state.error = error;
         }
-        if open.0 == 0 {
-            driver::complete(self.ticket, open.1);
+        if state.num_open > 0 {
+            return;
         }
+        let (ticket, error) = (self.ticket, state.error);
+        let Some(link) = &self.link else { return driver::complete(ticket, error) };
+        let received = state.received.iter().map(Vec::len).collect();
+        let ended = FromHub::Ended { ticket, error, received };
+        // A process that is gone needs no answer.
+        let _ = link.send(Frame::new(&ended, state.received.concat()));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RunState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Clique {
     pub fn new(num_ranks: usize) -> Clique {
         let meetings = Meetings {
-            devices: vec![None; num_ranks],
+            members: (0..num_ranks).map(|_| None).collect(),
             num_run: vec![0; num_ranks],
             async_errors: vec![None; num_ranks],
             is_aborted: vec![false; num_ranks],
@@ -97,17 +190,31 @@ impl Clique {
         self.meeting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A rank's operation has come to its turn: its calls meet those of the others.
+    /// The operation of a rank of this process has come to its turn: its calls meet those of the
+    /// others.
     pub fn arrive(&self, rank: usize, calls: &[Call], ticket: Ticket) {
-        let run = Arc::new(Run { ticket, open: Mutex::new((calls.len(), 0)) });
+        self.meet(rank, calls.iter().map(|call| (*call, None)).collect(), ticket);
+    }
+
+    /// The same for a rank of another process, with what each call sends.
+    pub fn arrive_from(&self, rank: usize, calls: Vec<(Call, Values)>, ticket: Ticket) {
+        let calls = calls.into_iter().map(|(call, sent)| (call, Some(sent)));
+        self.meet(rank, calls.collect(), ticket);
+    }
+
+    fn meet(&self, rank: usize, calls: Vec<(Call, Option<Values>)>, ticket: Ticket) {
         let mut meetings = self.lock();
-        for call in calls {
+        let member = meetings.members[rank].as_ref().expect("a rank that calls has joined");
+        let device = member.device;
+        let run = Arc::new(Run::new(ticket, member.link.clone(), calls.len()));
+        for (nth, (call, sent)) in calls.into_iter().enumerate() {
             // Kernels of an aborted communicator end at once.
             if meetings.is_aborted[rank] {
                 run.end_call(0);
                 continue;
             }
-            let waiting = Waiting { call: *call, rank, since: Instant::now(), run: run.clone() };
+            let (since, run) = (Instant::now(), run.clone());
+            let waiting = Waiting { call, rank, device, sent, since, run, nth };
             match call.kind {
                 Kind::Send { peer } => meetings.send(rank, peer, waiting),
                 Kind::Recv { peer } => meetings.recv(rank, peer, waiting),
@@ -124,9 +231,10 @@ impl Clique {
             waiting.run.end_call(0);
         }
     }
+}
 
-    /// Fails all that has waited since before `deadline`, and first says what it waited for.
-    pub fn fail_older_than(&self, deadline: Instant, error: u32) {
+impl Watched for Clique {
+    fn fail_older_than(&self, deadline: Instant, error: u32) {
         let mut meetings = self.lock();
         let stale: Vec<String> = meetings
             .collectives
@@ -138,7 +246,7 @@ impl Clique {
         if waiting.is_empty() {
             return;
         }
-        meetings.async_errors.fill(Some(Code::REMOTE_ERROR));
+        meetings.fail_all(Code::REMOTE_ERROR);
         let told = if stale.is_empty() {
             waiting.iter().map(|w| format!("rank {} waits: {:?}", w.rank, w.call.kind)).collect()
         } else {
@@ -163,8 +271,18 @@ impl Meeting {
 }
 
 impl Meetings {
-    fn device(&self, rank: usize) -> i32 {
-        self.devices[rank].expect("a rank that calls has joined")
+    /// Tells the ranks of other processes.
+    pub fn tell(&self, message: &FromHub) {
+        for link in self.members.iter().flatten().filter_map(|member| member.link.as_ref()) {
+            // A process that is gone needs no news.
+            let _ = link.send(Frame::new(message, Vec::new()));
+        }
+    }
+
+    /// From now on every call of every rank is refused.
+    fn fail_all(&mut self, code: Code) {
+        self.async_errors.fill(Some(code));
+        self.tell(&FromHub::Failed { code });
     }
 
     fn collective(&mut self, num_ranks: usize, waiting: Waiting) {
@@ -184,7 +302,7 @@ impl Meetings {
         let calls: Vec<Call> = waiting.iter().map(|waiting| waiting.call).collect();
         let error = match mismatch(&calls) {
             Some(why) => self.disagree(&format!("collective {}: {why}", nth + 1)),
-            None => self.compute(&calls).err().unwrap_or(0),
+            None => compute(&waiting).err().unwrap_or(0),
         };
         for waiting in waiting {
             waiting.run.end_call(error);
@@ -194,7 +312,7 @@ impl Meetings {
     /// Both sides get an error.
     fn disagree(&mut self, why: &str) -> u32 {
         eprintln!("virtual GPU: NCCL: {why}");
-        self.async_errors.fill(Some(Code::INVALID_USAGE));
+        self.fail_all(Code::INVALID_USAGE);
         CUDA_ERROR_LAUNCH_FAILED
     }
 
@@ -220,55 +338,10 @@ impl Meetings {
                 send.rank, from.count, from.data_type, recv.rank, to.count, to.data_type
             ))
         } else {
-            let bytes = from.count * from.data_type.bytes();
-            let read = driver::read(self.device(send.rank), from.send, bytes);
-            let written =
-                read.and_then(|bytes| driver::write(self.device(recv.rank), to.recv, &bytes));
-            written.err().unwrap_or(0)
+            send.read(self.members.len()).and_then(|bytes| recv.write(&bytes)).err().unwrap_or(0)
         };
         send.run.end_call(error);
         recv.run.end_call(error);
-    }
-
-    /// Errors: the CUDA code of a buffer that was freed meanwhile.
-    fn compute(&self, calls: &[Call]) -> std::result::Result<(), u32> {
-        let Call { kind, count, data_type, .. } = calls[0];
-        let bytes = count * data_type.bytes();
-        let num_ranks = calls.len();
-        let send =
-            |rank: usize, bytes: usize| driver::read(self.device(rank), calls[rank].send, bytes);
-        let all = |bytes: usize| -> std::result::Result<Vec<Vec<u8>>, u32> {
-            (0..num_ranks).map(|rank| send(rank, bytes)).collect()
-        };
-        let to_all = |result: &[u8]| {
-            (0..num_ranks)
-                .try_for_each(|rank| driver::write(self.device(rank), calls[rank].recv, result))
-        };
-        match kind {
-            Kind::AllReduce(operation) => {
-                let inputs = all(bytes)?;
-                to_all(&reduce(data_type, operation, &inputs))
-            }
-            Kind::Reduce { operation, root } => {
-                let inputs = all(bytes)?;
-                let result = reduce(data_type, operation, &inputs);
-                driver::write(self.device(root), calls[root].recv, &result)
-            }
-            Kind::AllGather => {
-                let inputs = all(bytes)?;
-                to_all(&inputs.concat())
-            }
-            Kind::ReduceScatter(operation) => {
-                let inputs = all(bytes * num_ranks)?;
-                let result = reduce(data_type, operation, &inputs);
-                (0..num_ranks).try_for_each(|rank| {
-                    let part = &result[rank * bytes..][..bytes];
-                    driver::write(self.device(rank), calls[rank].recv, part)
-                })
-            }
-            Kind::Broadcast { root } => to_all(&send(root, bytes)?),
-            Kind::Send { .. } | Kind::Recv { .. } => unreachable!("passed between two ranks"),
-        }
     }
 
     fn take_waiting(&mut self, is_wanted: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
@@ -288,6 +361,31 @@ impl Meetings {
             }
         }
         taken
+    }
+}
+
+/// Computes a collective for all ranks.
+///
+/// Errors: the CUDA code of a buffer that was freed meanwhile.
+fn compute(ranks: &[Waiting]) -> std::result::Result<(), u32> {
+    let Call { kind, data_type, .. } = ranks[0].call;
+    let all = || -> std::result::Result<Vec<Vec<u8>>, u32> {
+        ranks.iter().map(|rank| rank.read(ranks.len())).collect()
+    };
+    let to_all = |result: &[u8]| ranks.iter().try_for_each(|rank| rank.write(result));
+    match kind {
+        Kind::AllReduce(operation) => to_all(&reduce(data_type, operation, &all()?)),
+        Kind::Reduce { operation, root } => {
+            ranks[root].write(&reduce(data_type, operation, &all()?))
+        }
+        Kind::AllGather => to_all(&all()?.concat()),
+        Kind::ReduceScatter(operation) => {
+            let result = reduce(data_type, operation, &all()?);
+            let parts = result.chunks_exact(ranks[0].call.bytes());
+            ranks.iter().zip(parts).try_for_each(|(rank, part)| rank.write(part))
+        }
+        Kind::Broadcast { root } => to_all(&ranks[root].read(ranks.len())?),
+        Kind::Send { .. } | Kind::Recv { .. } => unreachable!("passed between two ranks"),
     }
 }
 

@@ -1,29 +1,40 @@
 //! Communicators of this process, and calls that are collected between group start and end.
 
-use crate::abi::{Code, Result, UniqueId, refuse};
-use crate::clique::{Call, Clique, Kind};
+use crate::abi::{Code, Result, refuse};
+use crate::clique::{Call, Clique, Kind, Member};
 use crate::driver::{self, PENDING, Ticket};
-use crate::watchdog;
+use crate::hub::{self, Key};
+use crate::remote::Remote;
+use crate::watchdog::{self, Patience};
+use crate::wire::{Frame, FromHub};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// One rank's end of a clique.
 pub struct Comm {
-    pub clique: Arc<Clique>,
+    pub place: Place,
     pub rank: usize,
     pub device: i32,
     num_collectives: AtomicU64,
+}
+
+/// Where the calls of a rank meet those of the others.
+#[derive(Clone)]
+pub enum Place {
+    Here(Arc<Clique>),
+    /// In the process that made the id.
+    There(Arc<Remote>),
 }
 
 #[derive(Default)]
 struct Table {
     comms: BTreeMap<u64, Arc<Comm>>,
     /// Cliques that not all ranks have joined.
-    forming: BTreeMap<[u8; 128], Arc<Clique>>,
+    forming: BTreeMap<Key, Arc<Clique>>,
     last_handle: u64,
 }
 
@@ -31,7 +42,7 @@ struct Table {
 struct Group {
     depth: u32,
     calls: Vec<(Arc<Comm>, u64, Call)>,
-    joining: Vec<Arc<Clique>>,
+    joining: Vec<Place>,
 }
 
 thread_local! {
@@ -44,7 +55,7 @@ static JOINED: Condvar = Condvar::new();
 
 /// No canonical address: a program that dereferences a handle crashes at once.
 const HANDLES: u64 = 0x4E43_0000_0000_0000;
-const SILENT_WAIT_MAX: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 fn table() -> MutexGuard<'static, Table> {
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -69,9 +80,11 @@ pub fn remove(handle: u64) -> Result<Arc<Comm>> {
 pub fn join_all(devices: &[i32]) -> Result<Vec<u64>> {
     let clique = Arc::new(Clique::new(devices.len()));
     check_distinct(&clique, devices)?;
-    clique.lock().devices = devices.iter().copied().map(Some).collect();
+    let member = |device: &i32| Some(Member { device: *device, link: None });
+    clique.lock().members = devices.iter().map(member).collect();
     let ranks = devices.iter().enumerate();
-    Ok(ranks.map(|(rank, device)| table().add(clique.clone(), rank, *device)).collect())
+    let place = || Place::Here(clique.clone());
+    Ok(ranks.map(|(rank, device)| table().add(place(), rank, *device)).collect())
 }
 
 fn check_distinct(clique: &Clique, devices: &[i32]) -> Result<()> {
@@ -85,76 +98,136 @@ fn check_distinct(clique: &Clique, devices: &[i32]) -> Result<()> {
 }
 
 /// Joins the clique of an id, and waits until all have, at once or at the end of the group.
-pub fn join(id: &UniqueId, num_ranks: usize, rank: usize, device: i32) -> Result<u64> {
-    // SAFETY: both are 128 bytes without meaning.
-    let key: [u8; 128] = unsafe { std::mem::transmute(id.internal) };
-    crate::api::check_id(&key)?;
-    let mut table = table();
-    let forming = table.forming.entry(key).or_insert_with(|| Arc::new(Clique::new(num_ranks)));
-    let clique = forming.clone();
-    if clique.num_ranks != num_ranks {
-        return refuse(Code::INVALID_ARGUMENT, "ranks disagree on the number of ranks");
-    }
-    {
-        let mut meetings = clique.lock();
-        if meetings.devices[rank].is_some() {
-            return refuse(Code::INVALID_USAGE, &format!("rank {rank} joined twice"));
+pub fn join(key: &Key, num_ranks: usize, rank: usize, device: i32) -> Result<u64> {
+    let place = match hub::maker_of(key)? {
+        Some(maker) => Place::There(Remote::join(maker, key, num_ranks, rank, device)?),
+        None => {
+            let taken_in = take_in(key, num_ranks, rank, Member { device, link: None });
+            Place::Here(taken_in.or_else(|(code, why)| refuse(code, &why))?)
         }
-        if meetings.devices.contains(&Some(device)) {
-            return refuse(Code::INVALID_USAGE, &format!("two ranks on device {device}"));
-        }
-        meetings.devices[rank] = Some(device);
-        if meetings.devices.iter().all(Option::is_some) {
-            table.forming.remove(&key);
-        }
-    }
-    let handle = table.add(clique.clone(), rank, device);
-    drop(table);
-    JOINED.notify_all();
+    };
+    let handle = table().add(place.clone(), rank, device);
     let is_in_group = GROUP.with_borrow_mut(|group| {
         if group.depth > 0 {
-            group.joining.push(clique.clone());
+            group.joining.push(place.clone());
         }
         group.depth > 0
     });
     if !is_in_group {
-        wait_for_all(&clique)?;
+        place.wait_for_all()?;
     }
     Ok(handle)
 }
 
+/// Takes a rank, of this process or of another one, into the clique of an id of this process.
+///
+/// Errors: why it cannot join.
+pub fn take_in(
+    key: &Key,
+    num_ranks: usize,
+    rank: usize,
+    member: Member,
+) -> std::result::Result<Arc<Clique>, (Code, String)> {
+    let mut table = table();
+    let forming = table.forming.entry(*key).or_insert_with(|| Arc::new(Clique::new(num_ranks)));
+    let clique = forming.clone();
+    if clique.num_ranks != num_ranks {
+        let why = "ranks disagree on the number of ranks".to_string();
+        return Err((Code::INVALID_ARGUMENT, why));
+    }
+    let mut meetings = clique.lock();
+    if meetings.members[rank].is_some() {
+        return Err((Code::INVALID_USAGE, format!("rank {rank} joined twice")));
+    }
+    let device = member.device;
+    if meetings.members.iter().flatten().any(|other| other.device == device) {
+        return Err((Code::INVALID_USAGE, format!("two ranks on device {device}")));
+    }
+    if let Some(link) = &member.link {
+        // A process that is gone meanwhile is missed in the first collective.
+        let _ = link.send(Frame::new(&FromHub::Accepted, Vec::new()));
+    }
+    meetings.members[rank] = Some(member);
+    if meetings.members.iter().all(Option::is_some) {
+        table.forming.remove(key);
+        meetings.tell(&FromHub::Complete);
+    }
+    drop(meetings);
+    drop(table);
+    JOINED.notify_all();
+    Ok(clique)
+}
+
 impl Table {
-    fn add(&mut self, clique: Arc<Clique>, rank: usize, device: i32) -> u64 {
+    fn add(&mut self, place: Place, rank: usize, device: i32) -> u64 {
         self.last_handle += 16;
         let handle = HANDLES + self.last_handle;
-        let comm = Comm { clique, rank, device, num_collectives: AtomicU64::new(0) };
+        let comm = Comm { place, rank, device, num_collectives: AtomicU64::new(0) };
         self.comms.insert(handle, Arc::new(comm));
         handle
+    }
+}
+
+impl Place {
+    pub fn num_ranks(&self) -> usize {
+        match self {
+            Place::Here(clique) => clique.num_ranks,
+            Place::There(remote) => remote.num_ranks,
+        }
+    }
+
+    pub fn async_error(&self, rank: usize) -> Option<Code> {
+        match self {
+            Place::Here(clique) => clique.lock().async_errors[rank],
+            Place::There(remote) => remote.async_error(),
+        }
+    }
+
+    /// Ends what the rank waits for, without an error.
+    pub fn abort(&self, rank: usize) {
+        match self {
+            Place::Here(clique) => clique.abort(rank),
+            Place::There(remote) => remote.abort(),
+        }
+    }
+
+    fn arrive(&self, rank: usize, calls: &[Call], ticket: Ticket) {
+        match self {
+            Place::Here(clique) => clique.arrive(rank, calls, ticket),
+            Place::There(remote) => remote.arrive(calls, ticket),
+        }
+    }
+
+    fn watch(&self) {
+        match self {
+            Place::Here(clique) => watchdog::watch(clique.clone()),
+            Place::There(remote) => watchdog::watch(remote.clone()),
+        }
+    }
+
+    fn wait_for_all(&self) -> Result<()> {
+        match self {
+            Place::Here(clique) => wait_for_all(clique),
+            Place::There(remote) => remote.wait_for_all(),
+        }
     }
 }
 
 /// Errors: `SYSTEM_ERROR` after `VIRTUAL_GPU_NCCL_TIMEOUT_S`; without it, waits for ever as the
 /// real library does.
 fn wait_for_all(clique: &Clique) -> Result<()> {
-    let since = Instant::now();
-    let mut is_reported = false;
+    let mut patience = Patience::new();
     let mut guard = table();
     loop {
         let missing: Vec<usize> = {
             let meetings = clique.lock();
-            (0..clique.num_ranks).filter(|rank| meetings.devices[*rank].is_none()).collect()
+            (0..clique.num_ranks).filter(|rank| meetings.members[*rank].is_none()).collect()
         };
         if missing.is_empty() {
             return Ok(());
         }
-        if watchdog::timeout().is_some_and(|timeout| since.elapsed() > timeout) {
-            return refuse(Code::SYSTEM_ERROR, &format!("ranks {missing:?} did not join in time"));
-        }
-        if since.elapsed() > SILENT_WAIT_MAX && !is_reported {
-            is_reported = true;
-            eprintln!("virtual GPU: NCCL: still waiting for ranks {missing:?} to join");
-        }
-        guard = match JOINED.wait_timeout(guard, Duration::from_millis(50)) {
+        patience.check(&format!("ranks {missing:?}"))?;
+        guard = match JOINED.wait_timeout(guard, LOOK_EVERY) {
             Ok((guard, _)) => guard,
             Err(poisoned) => poisoned.into_inner().0,
         };
@@ -175,9 +248,7 @@ pub fn end() -> Result<()> {
         group.depth -= 1;
         Ok(if group.depth == 0 { std::mem::take(group) } else { Group::default() })
     })?;
-    for clique in &group.joining {
-        wait_for_all(clique)?;
-    }
+    group.joining.iter().try_for_each(Place::wait_for_all)?;
     let mut bundles: Vec<(Arc<Comm>, u64, Vec<Call>)> = Vec::new();
     for (comm, stream, call) in group.calls {
         let bundle =
@@ -196,7 +267,7 @@ pub fn end() -> Result<()> {
 /// memory of the rank's device, or a root or peer that is no rank.
 pub fn submit(handle: u64, stream: u64, call: Call) -> Result<()> {
     let comm = find(handle)?;
-    if let Some(error) = comm.clique.lock().async_errors[comm.rank] {
+    if let Some(error) = comm.place.async_error(comm.rank) {
         return refuse(error, "the communicator has failed");
     }
     check_call(&comm, &call)?;
@@ -216,23 +287,17 @@ pub fn submit(handle: u64, stream: u64, call: Call) -> Result<()> {
 }
 
 fn check_call(comm: &Comm, call: &Call) -> Result<()> {
-    let num_ranks = comm.clique.num_ranks;
-    let bytes = (call.count * call.data_type.bytes()) as u64;
-    let all_bytes = bytes * num_ranks as u64;
-    let (send_bytes, recv_bytes, other) = match call.kind {
-        Kind::AllReduce(_) => (bytes, bytes, 0),
-        Kind::AllGather => (bytes, all_bytes, 0),
-        Kind::ReduceScatter(_) => (all_bytes, bytes, 0),
-        Kind::Broadcast { root } if root == comm.rank => (bytes, bytes, root),
-        Kind::Broadcast { root } => (0, bytes, root),
-        Kind::Reduce { root, .. } if root == comm.rank => (bytes, bytes, root),
-        Kind::Reduce { root, .. } => (bytes, 0, root),
-        Kind::Send { peer } => (bytes, 0, peer),
-        Kind::Recv { peer } => (0, bytes, peer),
+    let num_ranks = comm.place.num_ranks();
+    let other = match call.kind {
+        Kind::Broadcast { root } | Kind::Reduce { root, .. } => root,
+        Kind::Send { peer } | Kind::Recv { peer } => peer,
+        Kind::AllReduce(_) | Kind::AllGather | Kind::ReduceScatter(_) => 0,
     };
     if other >= num_ranks {
         return refuse(Code::INVALID_ARGUMENT, &format!("rank {other} of {num_ranks}"));
     }
+    let send_bytes = call.send_bytes(comm.rank, num_ranks) as u64;
+    let recv_bytes = call.recv_bytes(comm.rank, num_ranks) as u64;
     for (name, address, bytes) in
         [("send", call.send, send_bytes), ("receive", call.recv, recv_bytes)]
     {
@@ -273,14 +338,14 @@ impl Comm {
 
 /// What an operation in the driver carries.
 struct Bundle {
-    clique: Arc<Clique>,
+    place: Place,
     rank: usize,
     calls: Vec<Call>,
 }
 
 fn enqueue(comm: Arc<Comm>, stream: u64, calls: Vec<Call>) -> Result<()> {
-    watchdog::watch(&comm.clique);
-    let bundle = Bundle { clique: comm.clique.clone(), rank: comm.rank, calls };
+    comm.place.watch();
+    let bundle = Bundle { place: comm.place.clone(), rank: comm.rank, calls };
     let data = Box::into_raw(Box::new(bundle));
     driver::enqueue(comm.device, stream, arrive, data.cast(), release)
 }
@@ -288,7 +353,7 @@ fn enqueue(comm: Arc<Comm>, stream: u64, calls: Vec<Call>) -> Result<()> {
 unsafe extern "C" fn arrive(data: *mut c_void, ticket: Ticket) -> u32 {
     // SAFETY: the driver passes what `enqueue` gave it, and has not released it yet.
     let bundle = unsafe { &*data.cast::<Bundle>() };
-    bundle.clique.arrive(bundle.rank, &bundle.calls, ticket);
+    bundle.place.arrive(bundle.rank, &bundle.calls, ticket);
     PENDING
 }
 
