@@ -9,6 +9,9 @@ import sys
 
 import anthropic
 
+# The SDK has no word for it; the API has.
+GREEDY = {"temperature": 0}
+
 
 def check(condition, what):
     if not condition:
@@ -19,7 +22,7 @@ def messages(client, model):
     request = {
         "model": model,
         "max_tokens": 24,
-        "temperature": 0,
+        "extra_body": GREEDY,
         "system": "You answer in one short sentence.",
         "messages": [{"role": "user", "content": "请用一句话介绍北京。"}],
     }
@@ -32,7 +35,7 @@ def messages(client, model):
     check(text == final.content[0].text == whole.content[0].text, "streamed = whole")
     check(final.usage.output_tokens == whole.usage.output_tokens, "usage")
     tokens = whole.usage.input_tokens + whole.usage.cache_read_input_tokens
-    del request["max_tokens"], request["temperature"]
+    del request["max_tokens"], request["extra_body"]
     counted = client.messages.count_tokens(**request)
     check(counted.input_tokens == tokens, f"{counted.input_tokens} counted, {tokens} used")
 
@@ -41,11 +44,11 @@ def stop_sequences(client, model):
     stopped = client.messages.create(
         model=model,
         max_tokens=32,
-        temperature=0,
-        stop_sequences=["7"],
+        extra_body=GREEDY,
+        stop_sequences=["3"],
         messages=[{"role": "user", "content": "Count from 1 to 9, like this: 1, 2, 3, 4"}],
     )
-    check(stopped.stop_reason == "stop_sequence" and stopped.stop_sequence == "7", f"{stopped}")
+    check(stopped.stop_reason == "stop_sequence" and stopped.stop_sequence == "3", f"{stopped}")
 
 
 def conversations_with_tools(client, model):
@@ -55,7 +58,7 @@ def conversations_with_tools(client, model):
     answer = client.messages.create(
         model=model,
         max_tokens=16,
-        temperature=0,
+        extra_body=GREEDY,
         tools=[tool],
         messages=[
             {"role": "user", "content": "What is 2 + 3?"},
@@ -74,7 +77,8 @@ def refusals(client, model):
     except anthropic.NotFoundError as error:
         check("no-such-model" in str(error), "the error names the model")
     try:
-        client.messages.create(model=model, max_tokens=1, messages=messages, temperature=-1)
+        wrong = {"top_k": -2}
+        client.messages.create(model=model, max_tokens=1, messages=messages, extra_body=wrong)
         sys.exit("FAILED: a negative temperature was accepted")
     except anthropic.BadRequestError as error:
         check(error.body["error"]["type"] == "invalid_request_error", f"{error.body}")
