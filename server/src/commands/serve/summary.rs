@@ -4,6 +4,7 @@ use super::load::Loaded;
 use crate::config::{PrefixCachingChoice, ServeConfig};
 use crate::http::PUBLIC_ROUTES;
 use crate::units::format_bytes;
+use kernels::device::cuda::images;
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -20,7 +21,8 @@ pub fn summary(
         writeln!(out, "  {name:9} {value}").expect("writing to a string");
     };
     line("model", format!("{} from {}", loaded.names.join(", "), loaded.path.display()));
-    line("device", loaded.device.clone());
+    let no_kernels = if images::has_kernels() { "" } else { " (this build holds no CUDA kernels)" };
+    line("device", format!("{}{no_kernels}", loaded.device));
     line("cache", cache(config, loaded));
     line("context", context(loaded));
     line("limits", limits(config));
