@@ -2,10 +2,20 @@
 //! with recorded and with eager steps, with the overlapped and the plain loop. On the virtual GPU
 //! this runs the PTX that ships (`cargo xtask virtual-gpu`).
 
+use kernels::device::cuda::{CudaDevice, DeviceBuffer};
+use kernels::ops::WeightForm;
+use kernels::{Backend, DType};
+use models::{Checkpoint, KvCache, ShardSpec, load_model};
 use serde_json::{Value, json};
+use server::commands::serve::memory::{
+    self, CacheShare, GpuMemory, MemoryError, MemoryRequest, RankShare,
+};
+use server::ranks::{CudaGraphs, LoadedGroup, RankConfig, RankGroup, Room, Start};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use tests::data_dir;
 use tests::golden::{Golden, GreedyCase, golden_paths};
 use tests::http::{Answer, post_bytes};
 use tests::program::{Program, binary};
@@ -50,6 +60,105 @@ fn every_checkpoint_answers_alike_at_every_size_and_in_every_mode() {
                 assert!(other == first, "{what}, {mode:?}: {other:#?} is not {first:#?}");
             }
         }
+    }
+}
+
+#[test]
+fn the_cache_gets_what_is_really_left_once_the_model_is_loaded() {
+    if tests::gpu().is_none() {
+        return;
+    }
+    let path = data_dir().join("models/qwen2-tied");
+    let checkpoint = Arc::new(Checkpoint::open(&path).expect("a checkpoint"));
+    let block_bytes = KvCache::bytes_per_block(&checkpoint.config, 2, 16, DType::BF16) as u64;
+    let (alone, group) = start_beside(&checkpoint, 0).expect("there is room");
+    drop(group);
+    let other = 32 << 20;
+    let (beside, group) = start_beside(&checkpoint, other).expect("there is room");
+    drop(group);
+    let fewer = (alone - beside) as u64;
+    let expected = other as u64 / block_bytes;
+    assert!((expected..=expected + 1).contains(&fewer), "{alone} alone, {beside} beside {other}");
+    let refused = start_beside(&checkpoint, ALLOWED_BYTES as usize).err().expect("no room");
+    assert!(matches!(refused, MemoryError::NoRoomLeft { .. }), "{refused}");
+}
+
+/// What weights, buffers and cache may take in that test.
+const ALLOWED_BYTES: u64 = 160 << 20;
+
+/// Starts a rank while whose load something else takes `other` bytes of the same GPU. Also gives
+/// the blocks of its cache.
+fn start_beside(
+    checkpoint: &Arc<Checkpoint>,
+    other: usize,
+) -> Result<(usize, RankGroup), MemoryError> {
+    let device = CudaDevice::open(0).expect("the driver shows it");
+    let free = |device: &CudaDevice| device.memory().expect("it answers").0 as u64;
+    let free_before = free(&device);
+    let config = RankConfig {
+        backend: Backend::Cuda(device.clone()),
+        block_size: 16,
+        kv_dtype: DType::BF16,
+        max_num_seqs: 4,
+        max_num_batched_tokens: 64,
+        pin_core: None,
+        max_model_len: 256,
+        cuda_graphs: CudaGraphs::Off,
+        stall_time_max: None,
+    };
+    let ranks = RankShare { world_size: 1, here: 1, kv_heads_each: 2 };
+    let request = MemoryRequest {
+        weight_bytes: checkpoint.loaded_bytes(ShardSpec::SOLO, WeightForm::Cuda).expect("small"),
+        ranks,
+        available_bytes: Some(ALLOWED_BYTES),
+        cache_share: CacheShare::All,
+        kv_cache_bytes: None,
+        kv_dtype: config.kv_dtype,
+        block_size: config.block_size,
+        max_model_len: Some(config.max_model_len),
+        max_num_seqs: config.max_num_seqs,
+        max_num_batched_tokens: config.max_num_batched_tokens,
+    };
+    let planned = memory::plan(&checkpoint.config, &request).expect("it fits");
+    let (held, checkpoint) = (Arc::new(Mutex::new(None)), checkpoint.clone());
+    let keep = held.clone();
+    let loaded = LoadedGroup::load_local(vec![config], move |backend, spec| {
+        let Backend::Cuda(device) = backend else { panic!("a GPU") };
+        *keep.lock().expect("no panic") = Some(DeviceBuffer::uninit(device, other)?);
+        load_model(backend, &checkpoint, spec, 256)
+    })
+    .expect("there is memory");
+    let free_after = loaded.free_bytes()[0].expect("a GPU");
+    let fraction = ALLOWED_BYTES as f64 / free_before as f64;
+    let num_blocks = planned.blocks_on(GpuMemory { free_before, free_after, fraction })?;
+    let room = Room { num_blocks, max_model_len: 256 };
+    let group = loaded.start(Start { room, sampleable_vocab: 100 }).expect("it really fits");
+    assert!(free_before - free(&device) <= ALLOWED_BYTES, "more was taken than allowed");
+    drop(held);
+    Ok((num_blocks, group))
+}
+
+#[test]
+fn a_gpu_that_is_full_once_the_model_is_loaded_is_refused_with_the_arithmetic() {
+    if tests::gpu().is_none() {
+        return;
+    }
+    let path = data_dir().join("models/qwen2-tied");
+    // The GPU is known from then on, so that its kernels are not tried below.
+    drop(Server::start(&path, &["--device", "cuda"]));
+    let mut command = Command::new(binary());
+    command
+        .args(["serve", "--device", "cuda", "--port", "0", "--max-num-seqs", "4"])
+        .arg(&path)
+        // The scratch memory of the kernels alone takes 64 MiB.
+        .env("VIRTUAL_GPU_MEMORY", "72M");
+    let output = command.output().expect("the binary starts");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let line = stderr.lines().find(|line| line.starts_with("error: ")).expect("one says why");
+    for part in ["of 72 MiB that were free 64.8 MiB may be taken", "which leaves 0 bytes", "needed"]
+    {
+        assert!(line.contains(part), "{part}: {line}");
     }
 }
 

@@ -7,7 +7,7 @@ use models::{Checkpoint, TokenId, load_model};
 use server::engine::{
     CacheSalt, Event, FinishReason, Request, SampledToken, SamplingParams, TokenLogprobs,
 };
-use server::ranks::{CudaGraphs, RankConfig, RankGroup};
+use server::ranks::{CudaGraphs, LoadedGroup, RankConfig, RankGroup, Room, Start};
 use std::path::{Path, PathBuf};
 
 /// Ids that the tokenizer of the tiny checkpoints knows; the embedding has more rows.
@@ -58,7 +58,6 @@ pub fn start_ranks(
 ) -> RankGroup {
     let config = |backend: &Backend| RankConfig {
         backend: backend.clone(),
-        num_blocks: limits.num_blocks,
         block_size: limits.block_size,
         kv_dtype: match backend {
             Backend::Reference => DType::F32,
@@ -68,16 +67,17 @@ pub fn start_ranks(
         max_num_seqs: limits.max_num_seqs,
         max_num_batched_tokens: limits.max_num_batched_tokens,
         pin_core: None,
-        sampleable_vocab,
         max_model_len: MODEL_LEN_MAX,
         cuda_graphs: CudaGraphs::On,
         stall_time_max: None,
     };
     let checkpoint = Checkpoint::open(path).unwrap();
-    RankGroup::start_local(backends.iter().map(config).collect(), move |backend, spec| {
+    let configs = backends.iter().map(config).collect();
+    let loaded = LoadedGroup::load_local(configs, move |backend, spec| {
         load_model(backend, &checkpoint, spec, MODEL_LEN_MAX)
-    })
-    .unwrap()
+    });
+    let room = Room { num_blocks: limits.num_blocks, max_model_len: MODEL_LEN_MAX };
+    loaded.unwrap().start(Start { room, sampleable_vocab }).unwrap()
 }
 
 /// All that one request gets back.

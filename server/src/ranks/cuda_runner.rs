@@ -7,14 +7,14 @@
 use super::cuda_sampler::{CudaSampler, Moved, SampledRows};
 use super::group::{CudaGraphs, RankConfig};
 use super::rows::{RowRef, rows_of};
-use super::step_runner::{StepError, StepRunner};
+use super::step_runner::{StepError, StepRunner, kv_cache};
+use super::wire::Start;
 use crate::engine::{ChunkInput, PLANS_UNDER_WAY_MAX, Plan, SequenceId, StepOutput};
 use kernels::comm::{Communicator, part_len_max};
 use kernels::device::cuda::{CudaDevice, Event, Graph};
 use kernels::{DType, Indices, KernelError, Tensor};
 use models::batch::{StepShape, StepUpload};
-use models::weights::shard::num_kv_heads;
-use models::{ForwardBatch, ForwardContext, KvCache, LoadError, Model, ShardSpec};
+use models::{ForwardBatch, ForwardContext, LoadError, Model};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -41,6 +41,7 @@ pub(super) struct CudaRunner {
     /// [LOGIT_ROWS_MAX or fewer, vocab_size]
     logits: Tensor,
     limits: Limits,
+    config: RankConfig,
     graphs: BTreeMap<StepShape, Graph>,
     /// By sequence: its row among the tokens that the last step sampled.
     last_rows: HashMap<SequenceId, u32>,
@@ -66,6 +67,20 @@ struct UnderWay {
 }
 
 impl StepRunner for CudaRunner {
+    fn free_bytes(&self) -> Result<Option<u64>, KernelError> {
+        Ok(Some(self.device.memory()?.0 as u64))
+    }
+
+    /// Also records all decode steps.
+    fn start(&mut self, start: &Start) -> Result<(), LoadError> {
+        let num_blocks = start.room.num_blocks;
+        self.ctx.kv_cache =
+            kv_cache(&self.config, &*self.model, &*self.ctx.communicator, num_blocks)?;
+        self.limits.context_len = start.room.max_model_len;
+        self.sampler.limit(start.sampleable_vocab.min(self.model.config().vocab_size));
+        Ok(self.record_all()?)
+    }
+
     fn launch(&mut self, plan: &Plan) -> Result<(), StepError> {
         assert!(self.under_way.len() < PLANS_UNDER_WAY_MAX, "too many plans are under way");
         let feed = self.fill_batch(plan);
@@ -104,7 +119,7 @@ impl StepRunner for CudaRunner {
 }
 
 impl CudaRunner {
-    /// Makes all buffers and records all decode steps.
+    /// Makes all buffers but the KV cache, and loads all kernels: what takes memory of the device.
     ///
     /// Errors: `Kernel` when there is no memory; `Unsupported` when the heads cannot be shared out
     /// among the ranks.
@@ -115,9 +130,7 @@ impl CudaRunner {
         mut communicator: Box<dyn Communicator>,
     ) -> Result<CudaRunner, LoadError> {
         let network = model.config().clone();
-        let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
-        let num_kv_heads = num_kv_heads(&network, spec)?;
-        let (num_blocks, block_size) = (config.num_blocks, config.block_size);
+        let (block_size, world_size) = (config.block_size, communicator.world_size());
         let limits = Limits {
             num_seqs: config.max_num_seqs,
             num_tokens: config.max_num_batched_tokens,
@@ -129,18 +142,11 @@ impl CudaRunner {
         // Decode steps are padded.
         let rows_max = padded(limits.num_seqs).max(limits.num_tokens);
         model.reserve(rows_max, limits.logit_rows)?;
-        let own_logits = limits.logit_rows * part_len_max(network.vocab_size, spec.world_size);
+        let own_logits = limits.logit_rows * part_len_max(network.vocab_size, world_size);
         communicator.reserve(own_logits.max(rows_max * network.hidden_size))?;
         let backend = config.backend.clone();
         let zeros = |rows, len| Tensor::zeros_on(&backend, DType::F32, &[rows, len]);
-        let kv_cache = KvCache::new(
-            &backend,
-            &network,
-            num_kv_heads,
-            num_blocks,
-            block_size,
-            config.kv_dtype,
-        )?;
+        let kv_cache = kv_cache(config, &*model, &*communicator, 0)?;
         let largest = StepShape {
             num_tokens: rows_max,
             num_seqs: padded(limits.num_seqs),
@@ -149,10 +155,12 @@ impl CudaRunner {
             query_len_max: limits.num_tokens,
         };
         let blocks_max = limits.context_len.div_ceil(block_size);
-        let sampleable = config.sampleable_vocab.min(network.vocab_size);
-        let mut runner = CudaRunner {
+        // Loads every kernel and makes every buffer that a step needs: neither can be done while
+        // recording.
+        kernels::ops::prepare_all(device)?;
+        Ok(CudaRunner {
             upload: StepUpload::new(device, largest, blocks_max)?,
-            sampler: CudaSampler::new(device, rows_max, limits.logit_rows, sampleable)?,
+            sampler: CudaSampler::new(device, rows_max, limits.logit_rows, network.vocab_size)?,
             hidden: zeros(rows_max, network.hidden_size)?,
             logits: zeros(limits.logit_rows, network.vocab_size)?,
             ctx: ForwardContext { backend: backend.clone(), communicator, kv_cache },
@@ -165,9 +173,8 @@ impl CudaRunner {
             device: device.clone(),
             model,
             limits,
-        };
-        runner.record_all()?;
-        Ok(runner)
+            config: config.clone(),
+        })
     }
 
     /// The batch with 0 for tokens that are not known here, and for each token the row of the last
@@ -233,9 +240,6 @@ impl CudaRunner {
         if self.limits.graphs == CudaGraphs::Off {
             return Ok(());
         }
-        // Loads every kernel and makes every buffer that a step needs: neither can be done while
-        // recording.
-        kernels::ops::prepare_all(&self.device)?;
         let sizes = GRAPH_SIZES.iter().copied();
         let largest = padded(self.limits.num_seqs);
         for num_seqs in sizes.take_while(|&size| size <= largest) {

@@ -99,6 +99,12 @@ impl CudaSampler {
         })
     }
 
+    /// From now on ids from `vocab` on are never sampled.
+    pub fn limit(&mut self, vocab: usize) {
+        self.vocab = vocab;
+        self.scratch.limit(vocab);
+    }
+
     /// Queues the copy of the step's rows, padded to `shape`, and of `feed`: for each token the row
     /// of the last step it comes from, or u32::MAX.
     pub fn upload(

@@ -2,11 +2,12 @@
 
 use super::group::{RankConfig, RankStartError};
 use super::link::{RankLink, Reply};
+use super::loaded::thread_ended;
 use super::meet::{Breaker, Sums, link_to_others};
 use super::peers::Peers;
 use super::progress::{Counted, Progress};
-use super::wire::{Offer, Setup, Sign, Work, decode};
-use super::worker::{self, RankSpec};
+use super::wire::{Offer, Setup, Sign, Start, Work, decode};
+use super::worker::{self, RankSpec, StartingRank};
 use crate::engine::{Plan, RunnerError};
 use kernels::comm::messages::{Channel, Messages};
 use models::{LoadError, Model};
@@ -34,6 +35,50 @@ pub struct Follower {
     peers: Arc<Peers>,
 }
 
+/// A rank with all its memory but that of keys and values.
+pub struct LoadedRank<'a> {
+    follower: &'a Follower,
+    rank: StartingRank,
+    replies: Receiver<Reply>,
+    breaker: Option<Breaker>,
+    free_bytes: Option<u64>,
+}
+
+impl LoadedRank<'_> {
+    /// Bytes that its GPU has left; `None`: it has none.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.free_bytes
+    }
+
+    /// Tells rank 0 for how many blocks there is room, starts with as many as it says, and computes
+    /// plans until it sends no more.
+    ///
+    /// Errors: there is no memory; `RankStartError::Process`: rank 0 is lost, or this rank failed
+    /// in a step.
+    pub fn serve(self, num_blocks: usize) -> Result<(), RankStartError> {
+        let LoadedRank { follower, rank, replies, breaker, .. } = self;
+        let peers = &follower.peers;
+        peers.say(Sign::Loaded { num_blocks });
+        let start = follower.wait_for_start().map_err(RankStartError::Process)?;
+        // A thread that has ended says so next.
+        let _ = rank.start.send(start);
+        follower.told(&rank.started)?;
+        peers.say(Sign::Ready);
+        match follower.serve(&rank.link, &replies) {
+            Ok(()) => {
+                peers.close();
+                rank.link.join();
+                Ok(())
+            }
+            Err(error) => {
+                breaker.iter().for_each(Breaker::trip);
+                rank.link.abandon();
+                Err(RankStartError::Process(error))
+            }
+        }
+    }
+}
+
 impl Follower {
     /// Errors: the system has no thread for the watch.
     pub fn new(messages: Arc<dyn Messages>) -> std::io::Result<Follower> {
@@ -55,16 +100,15 @@ impl Follower {
         }
     }
 
-    /// Loads the model, then computes plans until rank 0 sends no more.
+    /// Loads the model.
     ///
-    /// Errors: the model cannot be loaded; `RankStartError::Process`: rank 0 is lost, or this rank
-    /// failed in a step.
-    pub fn follow(
+    /// Errors: the model cannot be loaded; `RankStartError::Process`: rank 0 is lost.
+    pub fn load(
         &self,
         config: RankConfig,
         sums: Sums,
         model: impl FnOnce() -> Result<Box<dyn Model>, LoadError> + Send + 'static,
-    ) -> Result<(), RankStartError> {
+    ) -> Result<LoadedRank<'_>, RankStartError> {
         let (mut progress, count) = (Progress::default(), Arc::new(AtomicU64::new(0)));
         progress.add(count.clone());
         progress.add_backend(&config.backend);
@@ -73,24 +117,11 @@ impl Follower {
         let (communicator, breaker) = link_to_others(sums, &config.backend, place, &self.peers)?;
         let communicator = Box::new(Counted { inner: communicator, count });
         let spec = RankSpec { config, communicator, model: Box::new(model) };
-        let (started_sender, started) = sync_channel(1);
         // One answer for each plan that is computed or waits, and one failure.
         let (reply_sender, replies) = sync_channel(2 + super::link::PLANS_WAITING_MAX);
-        let link = worker::spawn(self.rank, spec, started_sender, reply_sender)?;
-        self.wait_for_start(&started)?;
-        self.peers.say(Sign::Ready);
-        match self.serve(&link, &replies) {
-            Ok(()) => {
-                self.peers.close();
-                link.join();
-                Ok(())
-            }
-            Err(error) => {
-                breaker.iter().for_each(Breaker::trip);
-                link.abandon();
-                Err(RankStartError::Process(error))
-            }
-        }
+        let rank = worker::spawn(self.rank, spec, reply_sender)?;
+        let free_bytes = self.told(&rank.loaded)?;
+        Ok(LoadedRank { follower: self, rank, replies, breaker, free_bytes })
     }
 
     /// Tells rank 0 why this process ends, and lets it answer its clients first.
@@ -99,14 +130,20 @@ impl Follower {
         std::thread::sleep(LAST_WORDS_TIME);
     }
 
-    fn wait_for_start(
-        &self,
-        started: &Receiver<Result<(), RankStartError>>,
-    ) -> Result<(), RankStartError> {
-        self.peers.receive(started).map_err(RankStartError::Process)?.unwrap_or_else(|| {
-            let reason = "its thread ended".to_string();
-            Err(RankStartError::Panicked { rank: self.rank, reason })
-        })
+    /// What the rank's thread says.
+    fn told<T>(&self, from: &Receiver<Result<T, RankStartError>>) -> Result<T, RankStartError> {
+        let told = self.peers.receive(from).map_err(RankStartError::Process)?;
+        told.unwrap_or_else(|| Err(thread_ended(self.rank)))
+    }
+
+    fn wait_for_start(&self) -> Result<Start, RunnerError> {
+        loop {
+            match self.next_work()? {
+                Some(Work::Start(start)) => return Ok(start),
+                Some(work) => return Err(self.broken(format!("{work:?} before the start"))),
+                None => std::thread::sleep(LONG_PAUSE),
+            }
+        }
     }
 
     /// Hands plans to the rank's thread. Never waits for it without an end: it may wait for a rank

@@ -2,25 +2,21 @@
 
 use super::leader::Leader;
 use super::link::{RankLink, Reply};
-use super::meet::{Breaker, Sums, links_between};
-use super::progress::{Counted, LOOK_INTERVAL, Progress, Watch};
-use super::worker::{self, RankSpec};
+use super::loaded::LoadedGroup;
+use super::meet::Breaker;
+use super::progress::{LOOK_INTERVAL, Progress, Watch};
 use crate::engine::{PLANS_UNDER_WAY_MAX, Plan, Runner, RunnerError, StepOutput};
-use kernels::comm::solo::Solo;
 use kernels::{Backend, DType};
-use models::{LoadError, Model, ShardSpec};
+use models::LoadError;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-/// What a rank allocates before it serves.
+/// What a rank loads before it is told how much room there is for keys and values.
 #[derive(Debug, Clone)]
 pub struct RankConfig {
     pub backend: Backend,
-    /// Blocks of the KV cache.
-    pub num_blocks: usize,
     /// Tokens in a block.
     pub block_size: usize,
     /// F32 or F16; on a GPU its activation format.
@@ -31,9 +27,7 @@ pub struct RankConfig {
     pub max_num_batched_tokens: usize,
     /// Core the rank's thread binds itself to.
     pub pin_core: Option<usize>,
-    /// Token ids from here on are padding of the embedding and never sampled.
-    pub sampleable_vocab: usize,
-    /// Most tokens of a sequence.
+    /// Most tokens of a sequence; it may start with fewer.
     pub max_model_len: usize,
     /// On a GPU.
     pub cuda_graphs: CudaGraphs,
@@ -89,98 +83,11 @@ pub struct RankGroup {
 }
 
 impl RankGroup {
-    /// Starts a group of one. The model is loaded on the rank's own thread, which touches its
-    /// memory first; returns when it is loaded and the cache is allocated.
-    ///
-    /// Errors: whatever `model` returns, memory for cache or buffers, the thread itself.
-    pub fn start(
-        config: RankConfig,
-        model: impl FnOnce() -> Result<Box<dyn Model>, LoadError> + Send + 'static,
-    ) -> Result<RankGroup, RankStartError> {
-        let communicator = Box::new(Solo);
-        Self::start_all(vec![RankSpec { config, communicator, model: Box::new(model) }])
-    }
-
-    /// Starts one rank per configuration, all in this process. `model` loads the part of each.
-    ///
-    /// Errors: as `start`.
-    pub fn start_local<F>(configs: Vec<RankConfig>, model: F) -> Result<RankGroup, RankStartError>
-    where
-        F: Fn(&Backend, ShardSpec) -> Result<Box<dyn Model>, LoadError> + Send + Sync + 'static,
-    {
-        if let [config] = &configs[..] {
-            let config = config.clone();
-            let backend = config.backend.clone();
-            return Self::start(config, move || model(&backend, ShardSpec::SOLO));
-        }
-        let (links, breakers) = links_between(&configs)?;
-        let model = Arc::new(model);
-        let specs = configs.into_iter().zip(links).map(|(config, communicator)| {
-            let spec =
-                ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
-            let (model, backend) = (model.clone(), config.backend.clone());
-            let model = Box::new(move || model(&backend, spec));
-            RankSpec { config, communicator, model }
-        });
-        let mut group = Self::start_all(specs.collect())?;
-        group.breakers = breakers;
-        Ok(group)
-    }
-
-    /// Starts rank 0 of a group whose other ranks are processes of their own, once all have loaded.
-    ///
-    /// Errors: as `start`; a process was lost or could not load.
-    pub fn start_leading(
-        leader: Leader,
-        config: RankConfig,
-        sums: Sums,
-        model: impl FnOnce() -> Result<Box<dyn Model>, LoadError> + Send + 'static,
-    ) -> Result<RankGroup, RankStartError> {
-        let (communicator, breaker) = leader.meet(sums, &config.backend)?;
-        let spec = RankSpec { config, communicator, model: Box::new(model) };
-        let mut group = Self::start_with(vec![spec], Some(leader))?;
-        group.breakers.extend(breaker);
-        Ok(group)
-    }
-
-    /// Starts one rank per spec, in rank order; all load at the same time.
-    pub(super) fn start_all(specs: Vec<RankSpec>) -> Result<RankGroup, RankStartError> {
-        Self::start_with(specs, None)
-    }
-
-    fn start_with(
-        specs: Vec<RankSpec>,
-        leader: Option<Leader>,
-    ) -> Result<RankGroup, RankStartError> {
-        assert!(!specs.is_empty(), "a group has at least one rank");
-        let num_others = leader.as_ref().map_or(0, Leader::num_others);
-        // A rank has an answer outstanding to each plan under way and, when it ends, one failure.
-        let num_ranks = specs.len() + num_others;
-        let (reply_sender, replies) = sync_channel((PLANS_UNDER_WAY_MAX + 1) * num_ranks);
-        let stall_time_max = stall_time_max(&specs[0].config);
-        let mut progress = Progress::default();
-        let mut links = Vec::with_capacity(specs.len());
-        let mut started = Vec::with_capacity(specs.len());
-        for (rank, spec) in specs.into_iter().enumerate() {
-            let spec = count(spec, &mut progress);
-            let (started_sender, started_receiver) = sync_channel(1);
-            links.push(worker::spawn(rank, spec, started_sender, reply_sender.clone())?);
-            started.push(started_receiver);
-        }
-        for (rank, receiver) in started.into_iter().enumerate() {
-            let told = match &leader {
-                Some(leader) => leader.receive(&receiver).map_err(RankStartError::Process)?,
-                None => receiver.recv().ok(),
-            };
-            told.unwrap_or_else(|| {
-                let reason = "its thread ended".to_string();
-                Err(RankStartError::Panicked { rank, reason })
-            })?;
-        }
-        if let Some(leader) = &leader {
-            links.extend(leader.links(&mut progress, &reply_sender)?);
-        }
-        Ok(RankGroup {
+    /// `others`: the links to the ranks of other processes. `progress`: of all ranks.
+    pub(super) fn new(loaded: LoadedGroup, others: Vec<RankLink>, progress: Progress) -> RankGroup {
+        let LoadedGroup { ranks, replies, stall_time_max, breakers, leader, .. } = loaded;
+        let links: Vec<RankLink> = ranks.into_iter().map(|rank| rank.link).chain(others).collect();
+        RankGroup {
             replies,
             num_under_way: 0,
             num_answered: vec![0; links.len()],
@@ -189,9 +96,9 @@ impl RankGroup {
             lost: None,
             progress,
             stall_time_max,
-            breakers: Vec::new(),
+            breakers,
             leader,
-        })
+        }
     }
 
     /// The next answer of any rank, unless all stand still or a process is lost.
@@ -283,22 +190,5 @@ impl Drop for RankGroup {
             leader.close();
         }
         self.links.drain(..).for_each(|link| if lost { link.abandon() } else { link.join() });
-    }
-}
-
-/// Wraps what the rank counts.
-fn count(mut spec: RankSpec, progress: &mut Progress) -> RankSpec {
-    let count = Arc::new(AtomicU64::new(0));
-    progress.add(count.clone());
-    progress.add_backend(&spec.config.backend);
-    spec.communicator = Box::new(Counted { inner: spec.communicator, count });
-    spec
-}
-
-/// The reference is for checking and counts only sums: with a large model they are far apart.
-fn stall_time_max(config: &RankConfig) -> Option<Duration> {
-    match config.backend {
-        Backend::Reference => None,
-        Backend::Cpu(_) | Backend::Cuda(_) => config.stall_time_max,
     }
 }

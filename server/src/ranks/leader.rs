@@ -5,7 +5,7 @@ use super::link::{PLANS_WAITING_MAX, RankLink, Reply};
 use super::meet::{Breaker, Sums, link_to_others};
 use super::peers::Peers;
 use super::progress::Progress;
-use super::wire::{Offer, Room, Setup, Sign, Work, encode};
+use super::wire::{Offer, Room, Setup, Sign, Start, Work, encode};
 use crate::engine::{Plan, RunnerError, StepOutput};
 use kernels::Backend;
 use kernels::comm::Communicator;
@@ -28,6 +28,11 @@ impl GroupWatch {
     pub fn hurry(&self) {
         self.0.hurry();
     }
+
+    /// This process could not start: the others need not wait for it.
+    pub fn fail(&self, reason: String) {
+        self.0.say(Sign::Failed { reason });
+    }
 }
 
 impl Leader {
@@ -37,8 +42,8 @@ impl Leader {
         Ok(Leader { peers: Peers::watch(messages.clone(), others)?, messages })
     }
 
-    /// Waits until every rank has told what it brings, and tells all what to do with the room of
-    /// the smallest.
+    /// Waits until every rank has told what it brings, and tells all what to load, for the smallest
+    /// plan.
     ///
     /// Errors: a process was lost or could not open the model, or computes otherwise.
     pub fn agree(
@@ -57,10 +62,7 @@ impl Leader {
         }
         let rooms = offers.into_iter().map(|offer| offer.room);
         let setup = setup(rooms.fold(own.room, Room::smaller));
-        let bytes = encode(&Work::Setup(setup.clone()));
-        for rank in 1..self.messages.world_size() {
-            self.messages.send(rank, Channel::Work, &bytes);
-        }
+        self.send(&Work::Setup(setup.clone()));
         Ok(setup)
     }
 
@@ -105,7 +107,23 @@ impl Leader {
         self.peers.receive(from)
     }
 
-    /// Links to the other ranks, once they have loaded.
+    /// Waits until the other ranks have loaded. The blocks that the smallest has room for.
+    pub(super) fn loaded(&self) -> Result<usize, RunnerError> {
+        Ok(self.peers.loaded()?.into_iter().min().expect("there are others"))
+    }
+
+    pub(super) fn start(&self, start: Start) {
+        self.send(&Work::Start(start));
+    }
+
+    fn send(&self, work: &Work) {
+        let bytes = encode(work);
+        for rank in 1..self.messages.world_size() {
+            self.messages.send(rank, Channel::Work, &bytes);
+        }
+    }
+
+    /// Links to the other ranks, once they have started.
     pub(super) fn links(
         &self,
         progress: &mut Progress,

@@ -4,12 +4,12 @@
 use super::group::RankConfig;
 use super::rows::{RowRef, rows_of};
 use super::sampler::{RowOutput, RowTask, Sampler};
-use super::step_runner::{StepError, StepRunner};
+use super::step_runner::{StepError, StepRunner, kv_cache};
+use super::wire::Start;
 use crate::engine::{ChunkOutput, LastStep, Plan, StepOutput};
 use kernels::comm::Communicator;
-use kernels::{DType, Tensor};
-use models::weights::shard::num_kv_heads;
-use models::{ForwardBatch, ForwardContext, KvCache, LoadError, Model, ShardSpec};
+use kernels::{DType, KernelError, Tensor};
+use models::{ForwardBatch, ForwardContext, LoadError, Model};
 use std::collections::VecDeque;
 
 /// Rows whose logits are in memory at a time: with a vocabulary of 152,000 a group takes 39 MB,
@@ -23,8 +23,7 @@ pub(super) struct ModelRunner {
     batch: ForwardBatch,
     block_table: Vec<u32>,
     last_step: LastStep,
-    max_num_seqs: usize,
-    max_num_batched_tokens: usize,
+    config: RankConfig,
     /// [max_num_batched_tokens, hidden_size]
     hidden: Tensor,
     /// [LOGIT_ROWS_MAX or fewer, vocab_size]
@@ -35,6 +34,19 @@ pub(super) struct ModelRunner {
 }
 
 impl StepRunner for ModelRunner {
+    fn free_bytes(&self) -> Result<Option<u64>, KernelError> {
+        Ok(None)
+    }
+
+    fn start(&mut self, start: &Start) -> Result<(), LoadError> {
+        let num_blocks = start.room.num_blocks;
+        self.ctx.kv_cache =
+            kv_cache(&self.config, &*self.model, &*self.ctx.communicator, num_blocks)?;
+        let vocab = start.sampleable_vocab.min(self.model.config().vocab_size);
+        self.sampler = Sampler::new(&self.config.backend, vocab);
+        Ok(())
+    }
+
     fn launch(&mut self, plan: &Plan) -> Result<(), StepError> {
         let output = self.run(plan)?;
         self.outputs.push_back(output);
@@ -55,8 +67,10 @@ impl StepRunner for ModelRunner {
 }
 
 impl ModelRunner {
-    /// Errors: `Kernel` when there is no memory for cache or buffers; `Unsupported` when the heads
-    /// cannot be shared out among the ranks.
+    /// All but the KV cache.
+    ///
+    /// Errors: `Kernel` when there is no memory; `Unsupported` when the heads cannot be shared out
+    /// among the ranks.
     pub fn new(
         config: &RankConfig,
         mut model: Box<dyn Model>,
@@ -64,32 +78,20 @@ impl ModelRunner {
     ) -> Result<ModelRunner, LoadError> {
         let logit_rows_max = config.max_num_batched_tokens.clamp(1, LOGIT_ROWS_MAX);
         model.reserve(config.max_num_batched_tokens, logit_rows_max)?;
+        let kv_cache = kv_cache(config, &*model, &*communicator, 0)?;
         let network = model.config();
-        let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
-        let num_kv_heads = num_kv_heads(network, spec)?;
-        let (num_blocks, block_size) = (config.num_blocks, config.block_size);
-        let kv_cache = KvCache::new(
-            &config.backend,
-            network,
-            num_kv_heads,
-            num_blocks,
-            block_size,
-            config.kv_dtype,
-        )?;
         let hidden_shape = [config.max_num_batched_tokens, network.hidden_size];
-        let sampleable_vocab = config.sampleable_vocab.min(network.vocab_size);
         Ok(ModelRunner {
-            sampler: Sampler::new(&config.backend, sampleable_vocab),
+            sampler: Sampler::new(&config.backend, network.vocab_size),
             batch: ForwardBatch::default(),
             block_table: Vec::new(),
             last_step: LastStep::default(),
-            max_num_seqs: config.max_num_seqs,
-            max_num_batched_tokens: config.max_num_batched_tokens,
             hidden: Tensor::zeros(DType::F32, &hidden_shape)?,
             logits: Tensor::zeros(DType::F32, &[logit_rows_max, network.vocab_size])?,
             logit_rows_max,
             outputs: VecDeque::new(),
             ctx: ForwardContext { backend: config.backend.clone(), communicator, kv_cache },
+            config: config.clone(),
             model,
         })
     }
@@ -118,9 +120,9 @@ impl ModelRunner {
     }
 
     fn fill_batch(&mut self, plan: &Plan) {
-        let (seqs, seqs_max) = (plan.chunks.len(), self.max_num_seqs);
+        let (seqs, seqs_max) = (plan.chunks.len(), self.config.max_num_seqs);
         assert!(seqs <= seqs_max, "the plan has {seqs} chunks, the limit is {seqs_max}");
-        let (tokens, tokens_max) = (plan.num_tokens(), self.max_num_batched_tokens);
+        let (tokens, tokens_max) = (plan.num_tokens(), self.config.max_num_batched_tokens);
         assert!(tokens <= tokens_max, "the plan has {tokens} tokens, the limit is {tokens_max}");
         self.batch.clear();
         for chunk in &plan.chunks {

@@ -43,6 +43,8 @@ struct Peer {
     last_sign: Instant,
     progress: Arc<AtomicU64>,
     offer: Option<Offer>,
+    /// What it has room for, once it has loaded.
+    num_blocks: Option<usize>,
     is_ready: bool,
 }
 
@@ -53,8 +55,14 @@ impl Peers {
         ranks: impl IntoIterator<Item = usize>,
     ) -> std::io::Result<Arc<Peers>> {
         let last_sign = Instant::now();
-        let peer =
-            |rank| Peer { rank, last_sign, progress: Arc::default(), offer: None, is_ready: false };
+        let peer = |rank| Peer {
+            rank,
+            last_sign,
+            progress: Arc::default(),
+            offer: None,
+            num_blocks: None,
+            is_ready: false,
+        };
         let state = State {
             peers: ranks.into_iter().map(peer).collect(),
             own: Progress::default(),
@@ -115,7 +123,12 @@ impl Peers {
         self.wait_for(|peers| peers.iter().map(|peer| peer.offer.clone()).collect())
     }
 
-    /// Waits until all have loaded the model.
+    /// Waits until all have loaded the model. Gives the blocks that each has room for.
+    pub fn loaded(&self) -> Result<Vec<usize>, RunnerError> {
+        self.wait_for(|peers| peers.iter().map(|peer| peer.num_blocks).collect())
+    }
+
+    /// Waits until plans may come to all.
     pub fn ready(&self) -> Result<(), RunnerError> {
         self.wait_for(|peers| peers.iter().all(|peer| peer.is_ready).then_some(()))
     }
@@ -190,6 +203,7 @@ impl Peers {
         match sign {
             Ok(Sign::Alive { progress }) => peer.progress.store(progress, Ordering::Relaxed),
             Ok(Sign::Offer(offer)) => peer.offer = Some(offer),
+            Ok(Sign::Loaded { num_blocks }) => peer.num_blocks = Some(num_blocks),
             Ok(Sign::Ready) => peer.is_ready = true,
             Ok(Sign::Failed { reason }) | Err(reason) => {
                 self.lose(&mut state, RunnerError::RankFailed { rank, reason });

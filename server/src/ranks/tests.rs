@@ -3,7 +3,9 @@
 mod processes;
 
 use super::group::{CudaGraphs, RankConfig, RankGroup, RankStartError};
+use super::loaded::LoadedGroup;
 use super::progress::STALL_TIME_MAX;
+use super::wire::{Room, Start};
 use super::worker::RankSpec;
 use crate::engine::plan::PromptScore;
 use crate::engine::{
@@ -80,13 +82,14 @@ fn whatever_breaks_in_a_rank_is_told_and_stays_told() {
 
 #[test]
 fn a_model_that_cannot_start_is_reported() {
-    let fails = RankGroup::start(config(), || Err(LoadError::MissingTensor { name: "w".into() }));
+    let fails = LoadedGroup::load(config(), || Err(LoadError::MissingTensor { name: "w".into() }));
     assert!(matches!(fails, Err(RankStartError::Load(_))));
-    let panics = RankGroup::start(config(), || panic!("no such luck"));
+    let panics = LoadedGroup::load(config(), || panic!("no such luck"));
     let Err(RankStartError::Panicked { rank: 0, reason }) = panics else { panic!("started") };
     assert_eq!(reason, "no such luck");
-    let huge = RankConfig { num_blocks: usize::MAX / 1024, ..config() };
-    let fails = start(&huge, Vec::new());
+    let loaded = LoadedGroup::load(config(), || Ok(Box::new(FakeModel::new()))).unwrap();
+    assert_eq!(loaded.free_bytes(), [None]);
+    let fails = loaded.start(start_with(usize::MAX / 1024));
     assert!(matches!(fails, Err(RankStartError::Load(LoadError::Kernel(_)))));
 }
 
@@ -151,7 +154,7 @@ fn one_lost_rank_ends_the_group_while_another_waits_for_it() {
     let (keep_waiting, wait) = channel::<()>();
     let waits = FakeModel { waits_for: Some(wait), ..FakeModel::new() };
     let specs = vec![spec(0, 2, waits), spec(1, 2, FakeModel::new())];
-    let mut group = RankGroup::start_all(specs).unwrap();
+    let mut group = start_all(specs).unwrap();
     let result = run(&mut group, 0, vec![chunk(0, &[PANIC])]);
     let reason = "panic: token 290 is cursed".to_string();
     assert_eq!(result, Err(RunnerError::RankFailed { rank: 1, reason }));
@@ -162,7 +165,9 @@ fn one_lost_rank_ends_the_group_while_another_waits_for_it() {
 #[test]
 fn a_rank_that_stands_still_is_noticed_and_one_that_is_slow_is_not() {
     let on_cpu = || RankConfig { backend: Backend::Cpu(CpuDevice::new(1, None)), ..config() };
-    let start = |model: FakeModel| RankGroup::start(on_cpu(), || Ok(Box::new(model)));
+    let start = |model: FakeModel| {
+        LoadedGroup::load(on_cpu(), || Ok(Box::new(model)))?.start(start_with(2))
+    };
     let (keep_waiting, wait) = channel::<()>();
     let waits = FakeModel { waits_for: Some(wait), ..FakeModel::new() };
     let mut group = start(waits).unwrap();
@@ -184,11 +189,11 @@ fn a_rank_that_stands_still_is_noticed_and_one_that_is_slow_is_not() {
 #[test]
 fn ranks_of_one_process_add_up_and_end_with_the_one_that_fails() {
     let configs = vec![config(); 4];
-    let mut group = RankGroup::start_local(configs, |_, spec| {
+    let loaded = LoadedGroup::load_local(configs, |_, spec| {
         let fails = spec.rank == 2;
         Ok(Box::new(FakeModel { adds: true, fails, ..FakeModel::new() }))
-    })
-    .unwrap();
+    });
+    let mut group = loaded.unwrap().start(start_with(2)).unwrap();
     // The sum over four ranks of token 5, which is then followed by 21.
     let output = run(&mut group, 0, vec![sampled(0, &[5])]).unwrap();
     assert_eq!(output.chunks[0].sampled.as_ref().unwrap().token, TokenId(21));
@@ -238,13 +243,11 @@ fn ahead(sequence: u64, position: usize) -> Chunk {
 fn config() -> RankConfig {
     RankConfig {
         backend: Backend::Reference,
-        num_blocks: 2,
         block_size: 16,
         kv_dtype: DType::F32,
         max_num_seqs: 128,
         max_num_batched_tokens: 256,
         pin_core: None,
-        sampleable_vocab: VOCAB,
         max_model_len: 1024,
         cuda_graphs: CudaGraphs::On,
         stall_time_max: Some(STALL_TIME_MAX),
@@ -254,12 +257,22 @@ fn config() -> RankConfig {
 /// A group of one, or of as many ranks as there are senders.
 fn start(config: &RankConfig, seen: Vec<Sender<usize>>) -> Result<RankGroup, RankStartError> {
     if seen.is_empty() {
-        return RankGroup::start(config.clone(), || Ok(Box::new(FakeModel::new())));
+        let loaded = LoadedGroup::load(config.clone(), || Ok(Box::new(FakeModel::new())));
+        return loaded?.start(start_with(2));
     }
     let world_size = seen.len();
     let model = |seen| FakeModel { seen: Some(seen), ..FakeModel::new() };
     let specs = seen.into_iter().enumerate();
-    RankGroup::start_all(specs.map(|(rank, seen)| spec(rank, world_size, model(seen))).collect())
+    start_all(specs.map(|(rank, seen)| spec(rank, world_size, model(seen))).collect())
+}
+
+fn start_all(specs: Vec<RankSpec>) -> Result<RankGroup, RankStartError> {
+    LoadedGroup::load_all(specs, Vec::new(), None)?.start(start_with(2))
+}
+
+fn start_with(num_blocks: usize) -> Start {
+    let room = Room { num_blocks, max_model_len: 1024 };
+    Start { room, sampleable_vocab: VOCAB }
 }
 
 fn spec(rank: usize, world_size: usize, model: FakeModel) -> RankSpec {

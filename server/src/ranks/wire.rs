@@ -7,27 +7,38 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// From rank 0 to every other rank, in this order: Setup, Plan..., End.
+/// From rank 0 to every other rank, in this order: Setup, Start, Plan..., End.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Work {
     Setup(Setup),
+    Start(Start),
     Plan(#[serde(with = "shared")] Arc<Plan>),
     /// No more plans will come.
     End,
 }
 
-/// What all ranks must do alike, as rank 0 decided it from what each has room for.
+/// What all ranks must load alike, as rank 0 decided it from what each has planned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setup {
+    /// The smallest plan. On GPUs the cache may get more or fewer blocks (`Start`), sequences no
+    /// more tokens.
     pub room: Room,
     pub block_size: usize,
     pub kv_in_f16: bool,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
-    pub sampleable_vocab: usize,
     /// By which the GPUs of the ranks find each other, if they compute on GPUs.
     #[serde(with = "as_bytes")]
     pub nccl_id: Option<NcclId>,
+}
+
+/// What all ranks start with, as rank 0 decided it when all had loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Of the rank that has least.
+    pub room: Room,
+    /// Token ids from here on are padding of the embedding and never sampled.
+    pub sampleable_vocab: usize,
 }
 
 /// What a rank brings.
@@ -39,10 +50,12 @@ pub struct Offer {
     pub arithmetic: String,
 }
 
-/// What a rank's machine has room for.
+/// What a rank has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Room {
+    /// Blocks of the KV cache.
     pub num_blocks: usize,
+    /// Most tokens of a sequence.
     pub max_model_len: usize,
 }
 
@@ -63,7 +76,11 @@ pub(super) enum Sign {
         progress: u64,
     },
     Offer(Offer),
-    /// The model is loaded.
+    /// The model is loaded, and so many blocks of the KV cache have room beside it.
+    Loaded {
+        num_blocks: usize,
+    },
+    /// Plans may come.
     Ready,
     /// The sender's last word.
     Failed {

@@ -1,9 +1,10 @@
-//! A rank's thread: loads the model, then turns plans into answers until the link closes or
-//! something breaks.
+//! A rank's thread: loads the model, makes room for keys and values when it is told how much, then
+//! turns plans into answers until the link closes or something breaks.
 
 use super::group::{RankConfig, RankStartError};
 use super::link::{PLANS_WAITING_MAX, RankLink, Reply};
 use super::step_runner::{self, StepError, StepRunner};
+use super::wire::Start;
 use crate::engine::{PLANS_UNDER_WAY_MAX, Plan, RunnerError};
 use kernels::comm::Communicator;
 use kernels::device::thread_pool::pin_current_thread;
@@ -11,7 +12,9 @@ use models::{LoadError, Model};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{
+    Receiver, RecvError, RecvTimeoutError, SyncSender, TryRecvError, sync_channel,
+};
 use std::time::Duration;
 
 /// While a device computes, the next plan is looked for and the device asked in turn, this often.
@@ -19,50 +22,71 @@ const LOOK_INTERVAL: Duration = Duration::from_micros(20);
 
 pub(super) type ModelSource = Box<dyn FnOnce() -> Result<Box<dyn Model>, LoadError> + Send>;
 
-/// All that one rank needs to start.
+/// All that one rank needs to load.
 pub(super) struct RankSpec {
     pub config: RankConfig,
     pub communicator: Box<dyn Communicator>,
     pub model: ModelSource,
 }
 
-/// Starts the thread `rank-N`. It says on `started` how loading went, then answers each plan on
-/// `replies`.
+/// A rank on its way. When this is dropped its thread ends, as soon as it has loaded.
+pub(super) struct StartingRank {
+    pub link: RankLink,
+    /// How loading went, and what its GPU then has left, in bytes.
+    pub loaded: Receiver<Result<Option<u64>, RankStartError>>,
+    pub start: SyncSender<Start>,
+    /// How that went.
+    pub started: Receiver<Result<(), RankStartError>>,
+}
+
+/// Starts the thread `rank-N`. It loads, starts when told to, then answers each plan on `replies`.
 pub(super) fn spawn(
     rank: usize,
     spec: RankSpec,
-    started: SyncSender<Result<(), RankStartError>>,
     replies: SyncSender<Reply>,
-) -> Result<RankLink, RankStartError> {
+) -> Result<StartingRank, RankStartError> {
     let (plan_sender, plans) = sync_channel(PLANS_WAITING_MAX);
+    let (loaded_sender, loaded) = sync_channel(1);
+    let (start, starts) = sync_channel(1);
+    let (started_sender, started) = sync_channel(1);
     let thread = std::thread::Builder::new()
         .name(format!("rank-{rank}"))
         .spawn(move || {
-            let result = load(rank, spec);
-            let (told, runner) = match result {
-                Ok(runner) => (Ok(()), Some(runner)),
-                Err(error) => (Err(error), None),
+            // Sending fails when the group was given up before it started, and receiving, too.
+            let (mut runner, free_bytes) = match load(rank, spec) {
+                Ok(loaded) => loaded,
+                Err(error) => return drop(loaded_sender.send(Err(error))),
             };
-            // Sending fails only when the group was given up before it started.
-            if started.send(told).is_ok()
-                && let Some(mut runner) = runner
-            {
+            let told = loaded_sender.send(Ok(free_bytes));
+            let Ok(start) = told.map_or(Err(RecvError), |()| starts.recv()) else { return };
+            let result = guard_start(rank, || Ok(runner.start(&start)?));
+            let has_started = result.is_ok();
+            if started_sender.send(result).is_ok() && has_started {
                 serve(rank, &mut *runner, &plans, &replies);
             }
         })
         .map_err(|source| RankStartError::Thread { rank, source })?;
-    Ok(RankLink::new(plan_sender, thread))
+    Ok(StartingRank { link: RankLink::new(plan_sender, thread), loaded, start, started })
 }
 
-fn load(rank: usize, spec: RankSpec) -> Result<Box<dyn StepRunner>, RankStartError> {
+fn load(rank: usize, spec: RankSpec) -> Result<(Box<dyn StepRunner>, Option<u64>), RankStartError> {
     if let Some(core) = spec.config.pin_core {
         pin_current_thread(core);
     }
-    catch_unwind(AssertUnwindSafe(|| {
+    guard_start(rank, || {
         let model = (spec.model)()?;
-        Ok(step_runner::build(&spec.config, model, spec.communicator)?)
-    }))
-    .unwrap_or_else(|panic| Err(RankStartError::Panicked { rank, reason: reason_of(panic) }))
+        let runner = step_runner::build(&spec.config, model, spec.communicator)?;
+        let free_bytes = runner.free_bytes().map_err(LoadError::from)?;
+        Ok((runner, free_bytes))
+    })
+}
+
+fn guard_start<T>(
+    rank: usize,
+    work: impl FnOnce() -> Result<T, RankStartError>,
+) -> Result<T, RankStartError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(RankStartError::Panicked { rank, reason: reason_of(panic) }))
 }
 
 /// Answers plans in order. While one is under way on a device the next one is queued behind it.

@@ -76,6 +76,13 @@ impl SampleScratch {
             slice_sums: DeviceBuffer::uninit(device, of_both * size_of::<u64>())?,
         })
     }
+
+    /// From now on only the first `vocab` of the logits count, at least 1 and at most as many as
+    /// before.
+    pub fn limit(&mut self, vocab: usize) {
+        assert!((1..=self.vocab).contains(&vocab), "{vocab} of {} tokens", self.vocab);
+        self.vocab = vocab;
+    }
 }
 
 /// Carries out the tasks of rows 0..logits.rows().

@@ -23,6 +23,8 @@ pub struct RankDevice {
     pub backend: Backend,
     /// The core of the rank's own thread.
     pub pin_core: Option<usize>,
+    /// Of a GPU, before anything was loaded.
+    pub free_bytes: Option<u64>,
 }
 
 impl Devices {
@@ -36,7 +38,7 @@ impl Devices {
         activation: DType,
     ) -> Result<Devices, StartupError> {
         if uses_cuda(config.device) {
-            return Self::on_gpus(gpus(num_ranks, None), activation);
+            return Self::on_gpus(0..num_ranks, activation);
         }
         let num_threads = config.threads.unwrap_or_else(machine::cores);
         let each = (num_threads / num_ranks).clamp(1, THREADS_MAX);
@@ -58,7 +60,10 @@ impl Devices {
         activation: DType,
     ) -> Result<Devices, StartupError> {
         if uses_cuda(config.device) {
-            return Self::on_gpus(gpus(1, Some(processes)), activation);
+            // A launcher may show each process its own GPU alone.
+            let has_one = cuda::device_count() == 1;
+            let ordinal = if has_one { 0 } else { processes.local_rank() };
+            return Self::on_gpus(ordinal..ordinal + 1, activation);
         }
         let local_size = processes.local_size();
         let share = || match machine::is_bound_to_cores() {
@@ -84,11 +89,13 @@ impl Devices {
 
     fn on_gpus(ordinals: Range<usize>, activation: DType) -> Result<Devices, StartupError> {
         let rank = |ordinal| {
-            let device = CudaDevice::open(ordinal).map_err(StartupError::Device)?;
+            let device = CudaDevice::open(ordinal)?;
+            let free_bytes = Some(device.memory()?.0 as u64);
             let backend = Backend::Cuda(device.with_activation(activation));
-            Ok(RankDevice { backend, pin_core: None })
+            Ok(RankDevice { backend, pin_core: None, free_bytes })
         };
-        let ranks = ordinals.map(rank).collect::<Result<_, StartupError>>()?;
+        let ranks = ordinals.map(rank).collect::<Result<_, KernelError>>();
+        let ranks = ranks.map_err(StartupError::Device)?;
         Ok(Devices { ranks, num_threads_each: 0, is_pinned: false })
     }
 
@@ -107,7 +114,7 @@ impl Devices {
                 true => Backend::Reference,
                 false => Backend::Cpu(CpuDevice::new(num_threads_each, own)),
             };
-            RankDevice { backend, pin_core: own.map(|cores| cores[0]) }
+            RankDevice { backend, pin_core: own.map(|cores| cores[0]), free_bytes: None }
         };
         let ranks = (0..num_ranks).map(rank).collect();
         Devices { ranks, num_threads_each, is_pinned: cores.is_some() }
@@ -122,32 +129,6 @@ pub fn uses_cuda(choice: DeviceChoice) -> bool {
         DeviceChoice::Auto => cuda_obstacle().is_none(),
         DeviceChoice::Cpu | DeviceChoice::Reference => false,
     }
-}
-
-/// The GPUs of the ranks in this process, of which there are `num_ranks`. `processes`: the links to
-/// the others, if there are any.
-fn gpus(num_ranks: usize, processes: Option<&dyn Messages>) -> Range<usize> {
-    let first = match processes {
-        // A launcher may show each process its own GPU alone.
-        Some(processes) if cuda::device_count() > 1 => processes.local_rank(),
-        _ => 0,
-    };
-    first..first + num_ranks
-}
-
-/// Bytes that the ranks of this process may take on the fullest of their GPUs. `processes`: as for
-/// `gpus`.
-///
-/// Errors: a GPU is missing, or cannot be asked.
-pub fn free_gpu_memory(
-    config: &ComputeConfig,
-    processes: Option<&dyn Messages>,
-) -> Result<u64, StartupError> {
-    let num_ranks = if processes.is_some() { 1 } else { config.tensor_parallel };
-    let free = |ordinal| Ok(CudaDevice::open(ordinal)?.memory()?.0);
-    let least = gpus(num_ranks, processes).map(free).collect::<Result<Vec<usize>, KernelError>>();
-    let least = least.map_err(StartupError::Device)?.into_iter().min().unwrap_or(0);
-    Ok((least as f64 * config.gpu_memory_fraction) as u64)
 }
 
 impl RankDevice {

@@ -1,7 +1,7 @@
 //! A rank other than 0 as a process of its own: no HTTP, no text, no engine.
 
 use super::device::Devices;
-use super::load::{Opened, rank_config};
+use super::load::{Opened, blocks_on, rank_config};
 use super::processes::Others;
 use super::start_logging;
 use crate::commands::{CommandError, StartupError};
@@ -29,20 +29,29 @@ pub async fn run(config: ServeConfig, others: Others) -> Result<(), CommandError
 fn follow(config: &ServeConfig, others: Others, follower: &Follower) -> Result<(), CommandError> {
     let Others { messages, communicator } = others;
     let model = Opened::find(config, Some(&*messages))?;
-    let devices = Devices::one_of(&config.compute, &*messages, model.activation())?
-        .qualified(&config.hub.cache_dir)?;
-    let setup = follower.offer(model.offer(&devices.ranks[0]))?;
+    let devices = Devices::one_of(&config.compute, &*messages, model.activation())?;
+    let memory = model.plan(config, &devices)?;
+    let devices = devices.qualified(&config.hub.cache_dir)?;
+    let device = &devices.ranks[0];
+    let setup = follower.offer(device.offer(&memory))?;
+    let memory = memory.within(setup.room).map_err(StartupError::from)?;
     let spec = ShardSpec { rank: messages.rank(), world_size: messages.world_size() };
     tracing::info!("rank {} of {}: {devices}", spec.rank, spec.world_size);
-    let device = &devices.ranks[0];
     let (rank_config, backend) = (rank_config(config, &setup, device), device.backend.clone());
-    let max_model_len = setup.room.max_model_len;
+    let (checkpoint, max_model_len) = (model.checkpoint, setup.room.max_model_len);
     let sums = Sums::new(&setup, communicator);
-    let result = follower.follow(rank_config, sums, move || {
-        models::load_model(&backend, &model.checkpoint, spec, max_model_len)
+    let rank = follower.load(rank_config, sums, move || {
+        models::load_model(&backend, &checkpoint, spec, max_model_len)
     });
-    result.map_err(|error| match error {
+    let rank = rank.map_err(command_error)?;
+    let fraction = config.compute.gpu_memory_fraction;
+    let num_blocks = blocks_on(&devices, &memory, fraction, &[rank.free_bytes()])?;
+    rank.serve(num_blocks).map_err(command_error)
+}
+
+fn command_error(error: RankStartError) -> CommandError {
+    match error {
         RankStartError::Process(lost) => CommandError::DeviceLost(lost),
         other => CommandError::Startup(other.into()),
-    })
+    }
 }

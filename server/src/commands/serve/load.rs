@@ -1,7 +1,8 @@
-//! From MODEL to a running engine: find, open, plan memory, load weights, start the threads.
+//! From MODEL to a running engine: find, open, plan memory, load weights and tokenizer side by
+//! side, share out what memory is left, start the threads.
 
-use super::device::{self, Devices, RankDevice, uses_cuda};
-use super::memory::{self, CacheShare, MemoryPlan, MemoryRequest, RankShare};
+use super::device::{Devices, RankDevice, uses_cuda};
+use super::memory::{self, CacheShare, GpuMemory, MemoryPlan, MemoryRequest, RankShare};
 use super::processes::Others;
 use crate::commands::StartupError;
 use crate::config::{
@@ -14,7 +15,7 @@ use crate::engine::{
 use crate::http::{ServedModel, Serving};
 use crate::hub::{self, Progress};
 use crate::machine;
-use crate::ranks::{GroupWatch, Leader, Offer, RankConfig, RankGroup, Room, Setup, Sums};
+use crate::ranks::{GroupWatch, Leader, LoadedGroup, Offer, RankConfig, Room, Setup, Start, Sums};
 use crate::text::{ReasoningMarkup, TextConfig, TextStage, ToolFormat, ToolMarkup};
 use kernels::comm::messages::Messages;
 use kernels::ops::WeightForm;
@@ -22,6 +23,8 @@ use kernels::{Backend, DType};
 use models::weights::shard::num_kv_heads;
 use models::{ChatTemplateSource, Checkpoint, LoadError, ShardSpec};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 
@@ -45,31 +48,71 @@ pub struct Loaded {
 pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, StartupError> {
     let leader = others.as_ref().map(|others| Leader::new(others.messages.clone()));
     let leader = leader.transpose().map_err(StartupError::watch_thread)?;
-    let model = Opened::find(config, others.as_ref().map(|others| &*others.messages))?;
-    let text = start_text(config, &model.checkpoint)?;
-    let mut memory = model.memory.clone();
-    let (lost_sender, lost) = oneshot::channel();
-    let devices = match &others {
-        Some(Others { messages, .. }) => {
-            Devices::one_of(&config.compute, &**messages, model.activation())?
-        }
+    let watch = leader.as_ref().map(Leader::watch);
+    let loaded = load_all(config, others.zip(leader));
+    if let (Err(error), Some(watch)) = (&loaded, watch) {
+        watch.fail(error.to_string());
+    }
+    loaded
+}
+
+fn load_all(
+    config: &ServeConfig,
+    others: Option<(Others, Leader)>,
+) -> Result<Loaded, StartupError> {
+    let messages = others.as_ref().map(|(others, _)| &*others.messages);
+    let model = Opened::find(config, messages)?;
+    let devices = match messages {
+        Some(messages) => Devices::one_of(&config.compute, messages, model.activation())?,
         None => {
             Devices::share(&config.compute, config.compute.tensor_parallel, model.activation())?
         }
-    }
-    .qualified(&config.hub.cache_dir)?;
-    let mut setup = model.setup(config, Room::of(&memory), text.vocab_size());
-    if let Some(leader) = &leader {
+    };
+    let mut memory = model.plan(config, &devices)?;
+    let devices = devices.qualified(&config.hub.cache_dir)?;
+    let mut setup = model.setup(config, Room::of(&memory));
+    let (lost_sender, lost) = oneshot::channel();
+    if let Some((_, leader)) = &others {
         setup.nccl_id = devices.ranks[0].nccl_id()?;
-        setup =
-            leader.agree(model.offer(&devices.ranks[0]), |room| Setup { room, ..setup.clone() })?;
-        memory.num_blocks = setup.room.num_blocks;
-        memory.max_model_len = setup.room.max_model_len;
+        let offer = devices.ranks[0].offer(&memory);
+        setup = leader.agree(offer, |room| Setup { room, ..setup.clone() })?;
+        memory = memory.within(setup.room)?;
         leader.on_loss(move |error| {
             // Nobody listens when the server has stopped already.
             let _ = lost_sender.send(error);
         });
     }
+    let watch = others.as_ref().map(|(_, leader)| leader.watch());
+    let num_processes = messages.map(|messages| messages.world_size());
+    let configs = devices.ranks.iter().map(|device| rank_config(config, &setup, device)).collect();
+    let (text_config, checkpoint) = (config.clone(), model.checkpoint.clone());
+    let (ranks_checkpoint, ranks_setup) = (model.checkpoint.clone(), setup.clone());
+    let (text, ranks) = side_by_side(
+        move || start_text(&text_config, &checkpoint),
+        move || load_ranks(configs, ranks_checkpoint, ranks_setup, others),
+    )?;
+    let fraction = config.compute.gpu_memory_fraction;
+    let num_blocks = blocks_on(&devices, &memory, fraction, ranks.free_bytes())?;
+    memory = memory.with_blocks(ranks.least_blocks(num_blocks)?)?;
+    let (room, sampleable_vocab) = (Room::of(&memory), text.vocab_size());
+    let runner = ranks.start(Start { room, sampleable_vocab })?;
+    let served = served_model(config, &model, &memory, &text);
+    let (names, path) = (served.names.clone(), model.path);
+    let device = match num_processes {
+        Some(count) => format!("rank 0 of {count} processes: {devices}"),
+        None => devices.to_string(),
+    };
+    let (engine, engine_thread) = engine::start(engine_config(config, &memory), runner);
+    let serving = Serving { text, engine, model: served };
+    Ok(Loaded { serving, engine_thread, names, path, device, memory, lost, watch })
+}
+
+fn served_model(
+    config: &ServeConfig,
+    model: &Opened,
+    memory: &MemoryPlan,
+    text: &TextStage,
+) -> ServedModel {
     let mut eos_token_ids = model.checkpoint.config.eos_token_ids.clone();
     for id in text.eos_token_ids() {
         if !eos_token_ids.contains(id) {
@@ -80,34 +123,94 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
         true => vec![model.name.clone()],
         false => config.served_model_names.clone(),
     };
-    let served = ServedModel {
-        names: names.clone(),
+    ServedModel {
+        names,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
         max_model_len: memory.max_model_len,
         vocab_size: text.vocab_size(),
         eos_token_ids,
         generation: model.checkpoint.generation.clone(),
         tool_format: text.tool_format(),
-    };
-    let path = model.path.clone();
-    let watch = leader.as_ref().map(Leader::watch);
-    let (runner, device) = match (others, leader) {
-        (Some(others), Some(leader)) => {
-            start_leading(config, &devices, model, &setup, others, leader)?
-        }
-        _ => start_local(config, &devices, model, &setup)?,
-    };
-    let (engine, engine_thread) = engine::start(engine_config(config, &memory), runner);
-    let serving = Serving { text, engine, model: served };
-    Ok(Loaded { serving, engine_thread, names, path, device, memory, lost, watch })
+    }
 }
 
-/// A model that was found, opened and measured, on any rank.
+/// Runs both at the same time, each on a thread of its own. The first failure is returned at once;
+/// what the other one makes is dropped when it is there, and its threads end.
+fn side_by_side<A: Send + 'static, B: Send + 'static>(
+    first: impl FnOnce() -> Result<A, StartupError> + Send + 'static,
+    second: impl FnOnce() -> Result<B, StartupError> + Send + 'static,
+) -> Result<(A, B), StartupError> {
+    enum Made<A, B> {
+        First(A),
+        Second(B),
+    }
+    fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), StartupError> {
+        let spawned = std::thread::Builder::new().name(name.into()).spawn(work);
+        spawned
+            .map(drop)
+            .map_err(|source| StartupError::Io { path: format!("{name} thread").into(), source })
+    }
+    let (sender, made) = sync_channel(2);
+    let other = sender.clone();
+    // Nobody receives any more when the other one has failed.
+    spawn("load-text", move || drop(sender.send(first().map(Made::First))))?;
+    spawn("load-ranks", move || drop(other.send(second().map(Made::Second))))?;
+    let (mut first, mut second) = (None, None);
+    loop {
+        match made.recv().unwrap_or(Err(StartupError::LoaderPanicked))? {
+            Made::First(value) => first = Some(value),
+            Made::Second(value) => second = Some(value),
+        }
+        if first.is_some() && second.is_some() {
+            return Ok(first.zip(second).expect("both are there"));
+        }
+    }
+}
+
+/// The ranks of this process with all but keys and values.
+fn load_ranks(
+    mut configs: Vec<RankConfig>,
+    checkpoint: Arc<Checkpoint>,
+    setup: Setup,
+    others: Option<(Others, Leader)>,
+) -> Result<LoadedGroup, StartupError> {
+    let max_model_len = setup.room.max_model_len;
+    let model = move |backend: &Backend, spec: ShardSpec| {
+        models::load_model(backend, &checkpoint, spec, max_model_len)
+    };
+    Ok(match others {
+        Some((others, leader)) => {
+            let sums = Sums::new(&setup, others.communicator);
+            LoadedGroup::load_leading(leader, configs.remove(0), sums, model)?
+        }
+        None => LoadedGroup::load_local(configs, model)?,
+    })
+}
+
+/// Blocks that every rank of this process has room for: as planned on a CPU, on GPUs by what is
+/// left now. `left`: free bytes of each GPU.
+///
+/// Errors: there is no room.
+pub fn blocks_on(
+    devices: &Devices,
+    planned: &MemoryPlan,
+    fraction: f64,
+    left: &[Option<u64>],
+) -> Result<usize, StartupError> {
+    let gpus = devices.ranks.iter().zip(left).filter_map(|(device, left)| {
+        let (free_before, free_after) = (device.free_bytes?, (*left)?);
+        Some(GpuMemory { free_before, free_after, fraction })
+    });
+    let blocks = gpus.map(|gpu| planned.blocks_on(gpu)).collect::<Result<Vec<usize>, _>>()?;
+    Ok(blocks.into_iter().min().unwrap_or(planned.num_blocks))
+}
+
+/// A model that was found and opened, on any rank.
 pub struct Opened {
     pub name: String,
     pub path: PathBuf,
-    pub checkpoint: Checkpoint,
-    pub memory: MemoryPlan,
+    pub checkpoint: Arc<Checkpoint>,
+    ranks: RankShare,
     kv_dtype: DType,
 }
 
@@ -131,8 +234,8 @@ impl Opened {
         let here = if uses_cuda(config.compute.device) { 1 } else { here };
         let ranks = RankShare { world_size, here, kv_heads_each };
         let kv_dtype = kv_dtype(config, &checkpoint);
-        let memory = plan_memory(config, &checkpoint, kv_dtype, ranks, messages)?;
-        Ok(Opened { name: found.name, path: found.path, checkpoint, memory, kv_dtype })
+        let checkpoint = Arc::new(checkpoint);
+        Ok(Opened { name: found.name, path: found.path, checkpoint, ranks, kv_dtype })
     }
 
     /// What a GPU computes the model in.
@@ -140,21 +243,53 @@ impl Opened {
         models::cuda_activation(&self.checkpoint)
     }
 
-    /// What a rank with this model on `device` brings.
-    pub fn offer(&self, device: &RankDevice) -> Offer {
-        Offer { room: Room::of(&self.memory), arithmetic: device.arithmetic() }
+    /// Shares the memory out, on GPUs that of the fullest one, before anything large is loaded.
+    ///
+    /// Errors: what cannot fit, with the arithmetic.
+    pub fn plan(
+        &self,
+        config: &ServeConfig,
+        devices: &Devices,
+    ) -> Result<MemoryPlan, StartupError> {
+        let fraction = config.compute.gpu_memory_fraction;
+        let least_free = devices.ranks.iter().filter_map(|device| device.free_bytes).min();
+        let request = MemoryRequest {
+            weight_bytes: weight_bytes(config, &self.checkpoint, self.ranks)?,
+            ranks: self.ranks,
+            available_bytes: match least_free {
+                Some(free) => Some(memory::part_of(free, fraction)),
+                None => machine::available_memory(),
+            },
+            cache_share: match least_free {
+                Some(_) => CacheShare::All,
+                None => CacheShare::Part,
+            },
+            kv_cache_bytes: config.cache.memory_bytes,
+            kv_dtype: self.kv_dtype,
+            block_size: config.cache.block_size,
+            max_model_len: config.limits.max_model_len,
+            max_num_seqs: config.limits.max_num_seqs,
+            max_num_batched_tokens: config.limits.max_num_batched_tokens,
+        };
+        Ok(memory::plan(&self.checkpoint.config, &request)?)
     }
 
-    fn setup(&self, config: &ServeConfig, room: Room, sampleable_vocab: usize) -> Setup {
+    fn setup(&self, config: &ServeConfig, room: Room) -> Setup {
         Setup {
             room,
             block_size: config.cache.block_size,
             kv_in_f16: self.kv_dtype == DType::F16,
             max_num_seqs: config.limits.max_num_seqs,
             max_num_batched_tokens: config.limits.max_num_batched_tokens,
-            sampleable_vocab,
             nccl_id: None,
         }
+    }
+}
+
+impl RankDevice {
+    /// What a rank on this device brings.
+    pub fn offer(&self, memory: &MemoryPlan) -> Offer {
+        Offer { room: Room::of(memory), arithmetic: self.arithmetic() }
     }
 }
 
@@ -164,11 +299,10 @@ impl Room {
     }
 }
 
-/// What a rank on `device` allocates.
+/// What a rank on `device` loads.
 pub fn rank_config(config: &ServeConfig, setup: &Setup, device: &RankDevice) -> RankConfig {
     RankConfig {
         backend: device.backend.clone(),
-        num_blocks: setup.room.num_blocks,
         block_size: setup.block_size,
         kv_dtype: match &device.backend {
             Backend::Cuda(gpu) => gpu.activation_dtype(),
@@ -178,46 +312,10 @@ pub fn rank_config(config: &ServeConfig, setup: &Setup, device: &RankDevice) -> 
         max_num_seqs: setup.max_num_seqs,
         max_num_batched_tokens: setup.max_num_batched_tokens,
         pin_core: device.pin_core,
-        sampleable_vocab: setup.sampleable_vocab,
         max_model_len: setup.room.max_model_len,
         cuda_graphs: config.compute.cuda_graphs,
         stall_time_max: config.compute.stall_time_max,
     }
-}
-
-/// All ranks in this process. Also says what they run on.
-fn start_local(
-    config: &ServeConfig,
-    devices: &Devices,
-    model: Opened,
-    setup: &Setup,
-) -> Result<(RankGroup, String), StartupError> {
-    let configs = devices.ranks.iter().map(|device| rank_config(config, setup, device)).collect();
-    let (checkpoint, max_model_len) = (model.checkpoint, setup.room.max_model_len);
-    let group = RankGroup::start_local(configs, move |backend, spec| {
-        models::load_model(backend, &checkpoint, spec, max_model_len)
-    })?;
-    Ok((group, devices.to_string()))
-}
-
-/// Rank 0 here, the others in processes of their own.
-fn start_leading(
-    config: &ServeConfig,
-    devices: &Devices,
-    model: Opened,
-    setup: &Setup,
-    others: Others,
-    leader: Leader,
-) -> Result<(RankGroup, String), StartupError> {
-    let device = &devices.ranks[0];
-    let (rank_config, backend) = (rank_config(config, setup, device), device.backend.clone());
-    let spec = ShardSpec { rank: 0, world_size: others.messages.world_size() };
-    let max_model_len = setup.room.max_model_len;
-    let sums = Sums::new(setup, others.communicator);
-    let group = RankGroup::start_leading(leader, rank_config, sums, move || {
-        models::load_model(&backend, &model.checkpoint, spec, max_model_len)
-    })?;
-    Ok((group, format!("rank 0 of {} processes: {devices}", spec.world_size)))
 }
 
 fn kv_dtype(config: &ServeConfig, checkpoint: &Checkpoint) -> DType {
@@ -228,34 +326,6 @@ fn kv_dtype(config: &ServeConfig, checkpoint: &Checkpoint) -> DType {
         (KvCacheDtype::F32, _) | (KvCacheDtype::Auto, DeviceChoice::Reference) => DType::F32,
         (KvCacheDtype::F16 | KvCacheDtype::Auto, _) => DType::F16,
     }
-}
-
-fn plan_memory(
-    config: &ServeConfig,
-    checkpoint: &Checkpoint,
-    kv_dtype: DType,
-    ranks: RankShare,
-    messages: Option<&dyn Messages>,
-) -> Result<MemoryPlan, StartupError> {
-    let request = MemoryRequest {
-        weight_bytes: weight_bytes(config, checkpoint, ranks)?,
-        ranks,
-        available_bytes: match uses_cuda(config.compute.device) {
-            true => Some(device::free_gpu_memory(&config.compute, messages)?),
-            false => machine::available_memory(),
-        },
-        cache_share: match uses_cuda(config.compute.device) {
-            true => CacheShare::All,
-            false => CacheShare::Part,
-        },
-        kv_cache_bytes: config.cache.memory_bytes,
-        kv_dtype,
-        block_size: config.cache.block_size,
-        max_model_len: config.limits.max_model_len,
-        max_num_seqs: config.limits.max_num_seqs,
-        max_num_batched_tokens: config.limits.max_num_batched_tokens,
-    };
-    Ok(memory::plan(&checkpoint.config, &request)?)
 }
 
 /// What the weights of the ranks on this machine take once loaded; on GPUs those of the largest
@@ -328,5 +398,64 @@ fn engine_config(config: &ServeConfig, memory: &MemoryPlan) -> EngineConfig {
             OverlapChoice::Auto | OverlapChoice::On => Overlap::Enabled,
             OverlapChoice::Off => Overlap::Disabled,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Sender, channel};
+    use std::time::Duration;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Tells when it is dropped.
+    struct Threads(Sender<()>);
+
+    impl Drop for Threads {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+        }
+    }
+
+    fn failed() -> StartupError {
+        StartupError::Mpi { reason: "no such luck".into() }
+    }
+
+    #[test]
+    fn both_sides_are_there_whichever_is_first() {
+        let (go, wait) = channel();
+        let second = move || {
+            go.send(2).expect("the first one waits");
+            Ok("ranks")
+        };
+        let made = side_by_side(move || Ok(wait.recv_timeout(PATIENCE).expect("both run")), second);
+        assert_eq!(made.expect("no failure"), (2, "ranks"));
+    }
+
+    #[test]
+    fn a_failure_is_told_at_once_and_what_the_other_side_makes_is_dropped() {
+        for is_second in [false, true] {
+            let (go, wait) = channel();
+            let (sender, dropped) = channel();
+            let fails = || Err::<Threads, _>(failed());
+            let slow = move || {
+                wait.recv_timeout(PATIENCE).expect("the failure was told");
+                Ok(Threads(sender))
+            };
+            let error = match is_second {
+                true => side_by_side(slow, fails).err(),
+                false => side_by_side(fails, slow).err(),
+            };
+            assert!(matches!(error, Some(StartupError::Mpi { .. })));
+            go.send(()).expect("the slow side still runs");
+            dropped.recv_timeout(PATIENCE).expect("it was dropped");
+        }
+    }
+
+    #[test]
+    fn a_side_that_panics_is_a_failure() {
+        let made = side_by_side(|| Ok(1), || -> Result<u8, StartupError> { panic!("on purpose") });
+        assert!(matches!(made, Err(StartupError::LoaderPanicked)));
     }
 }

@@ -1,5 +1,7 @@
-//! How much memory goes where, worked out before anything large is allocated. Pure arithmetic.
+//! How much memory goes where, worked out before anything large is allocated; on a GPU once more
+//! when all but the KV cache is there. Pure arithmetic.
 
+use crate::ranks::Room;
 use crate::units::format_bytes;
 use kernels::DType;
 use models::ModelConfig;
@@ -41,7 +43,6 @@ pub struct RankShare {
     pub kv_heads_each: usize,
 }
 
-/// Bytes are those of all ranks on this machine.
 /// How much of what weights and buffers leave free the KV cache takes when the operator names no
 /// size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,7 @@ pub enum CacheShare {
     All,
 }
 
+/// Bytes are those of all ranks on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryPlan {
     pub num_blocks: usize,
@@ -60,6 +62,19 @@ pub struct MemoryPlan {
     pub kv_bytes_per_token: u64,
     /// Set when the context was cut to what the cache holds: the model's own length.
     pub capped_from: Option<usize>,
+    block_size: usize,
+    /// As the operator named them.
+    asked_len: Option<usize>,
+    asked_cache_bytes: Option<u64>,
+}
+
+/// A GPU's free memory before and after everything but the KV cache was loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct GpuMemory {
+    pub free_before: u64,
+    pub free_after: u64,
+    /// Part of the memory free before that may be taken in all.
+    pub fraction: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +104,14 @@ pub enum MemoryError {
         format_bytes(*kv_cache), format_bytes(*per_token)
     )]
     NoBlock { kv_cache: u64, block_size: usize, per_token: u64 },
+    #[error(
+        "the KV cache has no room on this GPU: of {} that were free {} may be taken \
+         (--kv-memory-fraction), {} were taken while the model was loaded, which leaves {}, but {} \
+         are needed",
+        format_bytes(*free), format_bytes(*allowed), format_bytes(*taken),
+        format_bytes(allowed.saturating_sub(*taken)), format_bytes(*needed)
+    )]
+    NoRoomLeft { free: u64, allowed: u64, taken: u64, needed: u64 },
     #[error("the sizes in the model's configuration are too large to count")]
     Overflow,
 }
@@ -135,7 +158,65 @@ pub fn plan(model: &ModelConfig, request: &MemoryRequest) -> Result<MemoryPlan, 
         kv_cache_bytes: kv_cache,
         kv_bytes_per_token: per_token,
         capped_from: (request.max_model_len.is_none() && fitting < model_max).then_some(model_max),
+        block_size,
+        asked_len: request.max_model_len,
+        asked_cache_bytes: request.kv_cache_bytes,
     })
+}
+
+/// What may be taken of so many free bytes.
+pub fn part_of(free: u64, fraction: f64) -> u64 {
+    (free as f64 * fraction) as u64
+}
+
+impl MemoryPlan {
+    /// Blocks of the KV cache that one rank's GPU has room for beside what it holds now: as many as
+    /// the operator asked for, else all. They may be more than were planned, since buffers are
+    /// planned from above.
+    ///
+    /// Errors: `NoRoomLeft`.
+    pub fn blocks_on(&self, gpu: GpuMemory) -> Result<usize, MemoryError> {
+        let GpuMemory { free_before: free, free_after, fraction } = gpu;
+        let (allowed, taken) = (part_of(free, fraction), free.saturating_sub(free_after));
+        let left = allowed.saturating_sub(taken);
+        let block_bytes = self.kv_bytes_per_token * self.block_size as u64;
+        let wanted = self.asked_cache_bytes.unwrap_or(left) / block_bytes;
+        let num_blocks = wanted.min(SLOTS_MAX / self.block_size as u64).max(1);
+        let needed = num_blocks * block_bytes;
+        if needed > left {
+            return Err(MemoryError::NoRoomLeft { free, allowed, taken, needed });
+        }
+        usize::try_from(num_blocks).map_err(|_| MemoryError::Overflow)
+    }
+
+    /// The same plan within what all ranks have planned.
+    ///
+    /// Errors: as `with_blocks`.
+    pub fn within(self, room: Room) -> Result<MemoryPlan, MemoryError> {
+        let max_model_len = self.max_model_len.min(room.max_model_len);
+        MemoryPlan { max_model_len, ..self }.with_blocks(room.num_blocks)
+    }
+
+    /// The same plan with so many blocks. Sequences get no longer than was planned.
+    ///
+    /// Errors: `LongerThanCache`.
+    pub fn with_blocks(&self, num_blocks: usize) -> Result<MemoryPlan, MemoryError> {
+        let fitting = num_blocks.checked_mul(self.block_size).ok_or(MemoryError::Overflow)?;
+        let per_token = self.kv_bytes_per_token;
+        let kv_cache = per_token.saturating_mul(fitting as u64);
+        if let Some(asked) = self.asked_len.filter(|asked| *asked > fitting) {
+            return Err(MemoryError::LongerThanCache { asked, per_token, kv_cache, fitting });
+        }
+        let max_model_len = self.max_model_len.min(fitting);
+        let was_whole = self.asked_len.is_none() && max_model_len < self.max_model_len;
+        Ok(MemoryPlan {
+            num_blocks,
+            max_model_len,
+            kv_cache_bytes: kv_cache,
+            capped_from: self.capped_from.or(was_whole.then_some(self.max_model_len)),
+            ..self.clone()
+        })
+    }
 }
 
 /// Keys and values of one token over all layers and all ranks here.
@@ -271,6 +352,51 @@ mod tests {
         let whole = plan(&model(), &gpu).expect("fits");
         let left = (8u64 << 30) - (500 << 20) - buffer_bytes(&model(), &gpu).expect("small");
         assert!(left - whole.kv_cache_bytes < 1 << 20, "{} of {left}", whole.kv_cache_bytes);
+    }
+
+    #[test]
+    fn on_a_gpu_the_cache_takes_what_is_really_left() {
+        let on_gpu = MemoryRequest { cache_share: CacheShare::All, ..request() };
+        let planned = plan(&model(), &on_gpu).expect("fits");
+        let gpu = GpuMemory { free_before: 10 << 30, free_after: 8 << 30, fraction: 0.9 };
+        let block_bytes = 16 * 12_288;
+        // Of 10 GiB 9 may be taken, of which 2 are.
+        let blocks = planned.blocks_on(gpu).expect("there is room");
+        assert_eq!(blocks as u64, (7 << 30) / block_bytes);
+        let tighter = planned.blocks_on(GpuMemory { free_after: 7 << 30, ..gpu });
+        assert_eq!(tighter.expect("there is room") as u64, (6 << 30) / block_bytes);
+        let asked = MemoryRequest { kv_cache_bytes: Some(100 * block_bytes), ..on_gpu.clone() };
+        let asked = plan(&model(), &asked).expect("fits");
+        assert_eq!(asked.blocks_on(gpu), Ok(100));
+        // One byte less than they take.
+        let left = (1 << 30) + 100 * block_bytes - 1;
+        let error = asked.blocks_on(GpuMemory { free_after: left, ..gpu }).expect_err("too tight");
+        let error = error.to_string();
+        let sum = "9.0 GiB were taken while the model was loaded, which leaves 18.7 MiB";
+        for part in ["10 GiB that were free 9 GiB may", sum, "18.8 MiB are needed"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        let full = planned.blocks_on(GpuMemory { free_after: 1 << 30, ..gpu });
+        let error = full.expect_err("nothing is left").to_string();
+        assert!(error.contains("leaves 0 bytes, but 192 KiB are needed"), "{error}");
+    }
+
+    #[test]
+    fn other_blocks_than_planned_change_the_context_only_downwards() {
+        let planned = plan(&model(), &request()).expect("fits");
+        assert_eq!((planned.max_model_len, planned.capped_from), (32_768, None));
+        let more = planned.with_blocks(2 * planned.num_blocks).expect("fits");
+        assert_eq!((more.max_model_len, more.capped_from), (32_768, None));
+        assert_eq!(more.kv_cache_bytes, 2 * planned.kv_cache_bytes);
+        let less = planned.with_blocks(100).expect("fits");
+        assert_eq!((less.max_model_len, less.capped_from), (1600, Some(32_768)));
+        let still_less = less.with_blocks(50).expect("fits");
+        assert_eq!((still_less.max_model_len, still_less.capped_from), (800, Some(32_768)));
+        let asked = MemoryRequest { max_model_len: Some(1600), ..request() };
+        let asked = plan(&model(), &asked).expect("fits");
+        assert_eq!(asked.with_blocks(100).expect("fits").max_model_len, 1600);
+        let error = asked.with_blocks(99).expect_err("too few").to_string();
+        assert!(error.contains("which hold 1584 tokens"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::*;
 use crate::ranks::peers::SILENCE_MAX;
 use crate::ranks::wire::{Work, decode, encode};
-use crate::ranks::{Follower, Leader, Offer, Room, Setup, Sums};
+use crate::ranks::{Follower, Leader, Offer, Setup, Sums};
 use kernels::comm::local::{self, Local};
 use kernels::comm::messages::{Channel, Messages};
 use std::collections::VecDeque;
@@ -72,7 +72,6 @@ fn setup(room: Room) -> Setup {
         kv_in_f16: false,
         max_num_seqs: config.max_num_seqs,
         max_num_batched_tokens: config.max_num_batched_tokens,
-        sampleable_vocab: VOCAB,
         nccl_id: None,
     }
 }
@@ -94,7 +93,8 @@ fn follow(
     std::thread::spawn(move || {
         let follower = Follower::new(messages).unwrap();
         let setup = follower.offer(offer(num_blocks)).unwrap();
-        let result = follower.follow(config(), Sums::Processes(Box::new(link)), model);
+        let loaded = follower.load(config(), Sums::Processes(Box::new(link)), model);
+        let result = loaded.and_then(|loaded| loaded.serve(num_blocks));
         if let Err(error) = &result {
             follower.fail(error.to_string());
         }
@@ -114,8 +114,14 @@ fn start_group(models: Vec<FakeModel>) -> (Result<RankGroup, RankStartError>, Ve
     leader.agree(offer(20), setup).unwrap();
     let model = FakeModel { adds: true, fails: false, ..FakeModel::new() };
     let sums = Sums::Processes(Box::new(link));
-    let group = RankGroup::start_leading(leader, config(), sums, || Ok(Box::new(model)));
-    (group, threads)
+    let loaded = LoadedGroup::load_leading(leader, config(), sums, |_, _| Ok(Box::new(model)));
+    (loaded.and_then(start_with_least), threads)
+}
+
+/// As many blocks as every process has room for.
+fn start_with_least(loaded: LoadedGroup) -> Result<RankGroup, RankStartError> {
+    let num_blocks = loaded.least_blocks(20)?;
+    loaded.start(start_with(num_blocks))
 }
 
 fn adding() -> FakeModel {
@@ -166,8 +172,9 @@ fn a_process_that_cannot_load_keeps_the_group_from_starting() {
     let leader = Leader::new(messages).unwrap();
     leader.agree(offer(20), setup).unwrap();
     let sums = Sums::Processes(Box::new(link));
-    let group = RankGroup::start_leading(leader, config(), sums, || Ok(Box::new(FakeModel::new())));
-    let error = group.err().unwrap().to_string();
+    let loaded =
+        LoadedGroup::load_leading(leader, config(), sums, |_, _| Ok(Box::new(FakeModel::new())));
+    let error = loaded.and_then(start_with_least).err().unwrap().to_string();
     assert!(error.contains("rank 1") && error.contains('w'), "{error}");
     assert!(matches!(thread.join().unwrap().1, Err(RankStartError::Load(_))));
 }

@@ -98,7 +98,7 @@ fn every_exchange(comm: &Comm, rank: usize) {
     for _ in 0..8 {
         let mut x = stream.clone_htod(&[inputs[rank], rank as f32]).unwrap();
         comm.all_reduce_in_place(&mut x, &ReduceOp::Sum).unwrap();
-        let sum = inputs.iter().fold(0.0, |sum, input| sum + input);
+        let sum = inputs.iter().sum::<f32>();
         assert_eq!(stream.clone_dtoh(&x).unwrap(), [sum, 6.0]);
     }
     let own = stream.clone_htod(&[rank as u32, 10 + rank as u32]).unwrap();

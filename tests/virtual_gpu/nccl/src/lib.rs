@@ -1,5 +1,5 @@
-//! The NCCL half of the Virtual GPU: a `libnccl.so.2` whose ranks are devices of the Virtual GPU, in
-//! one process or in several on one machine.
+//! The NCCL half of the Virtual GPU: a `libnccl.so.2` whose ranks are devices of the Virtual GPU,
+//! in one process or in several on one machine.
 //!
 //! A call becomes an operation of its stream, through private functions of the Virtual GPU's
 //! `libcuda.so.1`; in a capture it becomes a node of the graph. When it runs, it meets the
