@@ -2,13 +2,11 @@
 //! with recorded and with eager steps, with the overlapped and the plain loop. On the virtual GPU
 //! this runs the PTX that ships (`cargo xtask virtual-gpu`).
 
-use serde_json::{Value, json};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tests::golden::{Golden, GreedyCase, golden_paths};
-use tests::http::{Answer, post_bytes};
 use tests::program::{Program, binary};
+use tests::told::{Told, complete};
 
 const DENSE: [&str; 5] = ["qwen2-tied", "qwen2-untied", "qwen3-tied", "qwen3-untied", "qwen3-yarn"];
 /// Tokens of each continuation that are compared.
@@ -51,13 +49,6 @@ fn every_checkpoint_answers_alike_at_every_size_and_in_every_mode() {
             }
         }
     }
-}
-
-/// What a client of one prompt gets.
-#[derive(Debug, PartialEq)]
-struct Told {
-    tokens: Vec<u32>,
-    logprobs: Vec<f64>,
 }
 
 fn models() -> Vec<Model> {
@@ -140,27 +131,6 @@ impl Server {
     }
 
     fn complete(&self, prompt: &[u32]) -> Told {
-        let body = json!({
-            "prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": true,
-            "logprobs": 1, "return_tokens_as_token_ids": true,
-        });
-        let mut stream = self.0.connect();
-        let request = post_bytes("/v1/completions", &body.to_string());
-        stream.write_all(&request).expect("the request is taken");
-        let answer = Answer::read(&mut stream);
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        let json = answer.json();
-        let logprobs = &json["choices"][0]["logprobs"];
-        let list =
-            |name: &str| -> Vec<Value> { logprobs[name].as_array().expect("a list").clone() };
-        let id = |token: &Value| {
-            let text = token.as_str().expect("a token");
-            text.strip_prefix("token_id:").expect("an id").parse().expect("a number")
-        };
-        let logprob = |value: &Value| value.as_f64().expect("a number");
-        Told {
-            tokens: list("tokens").iter().map(id).collect(),
-            logprobs: list("token_logprobs").iter().map(logprob).collect(),
-        }
+        complete(&self.0, prompt, NUM_TOKENS)
     }
 }

@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use args::{
-    CpuPin, DeviceChoice, Endpoint, GpuTrial, KvCacheDtype, LogFormat, LogLevel, OverlapChoice,
-    SchedulingPolicy,
+    CpuPin, DeviceChoice, Endpoint, GpuTrial, KvCacheDtype, LogFormat, LogLevel, MatmulChoice,
+    OverlapChoice, SchedulingPolicy,
 };
 
 /// Most API keys one server checks; each costs one comparison a request.
@@ -96,6 +96,7 @@ pub struct ComputeConfig {
     /// Of a GPU's free memory.
     pub gpu_memory_fraction: f64,
     pub cuda_graphs: CudaGraphs,
+    pub matmul: MatmulChoice,
     /// `None`: a rank that stands still is waited for.
     pub stall_time_max: Option<Duration>,
 }
@@ -262,6 +263,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
                 true => CudaGraphs::Off,
                 false => CudaGraphs::On,
             },
+            matmul: args.cuda_matmul,
             stall_time_max: Some(args.stall_timeout)
                 .filter(|&seconds| seconds > 0)
                 .map(Duration::from_secs),

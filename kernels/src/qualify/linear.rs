@@ -2,9 +2,11 @@
 
 use super::Findings;
 use super::numbers::{Tolerance, bytes_of, on_device, rounded, values, weight_bytes};
+use super::products::try_shape;
+use crate::device::cuda::cublaslt;
 use crate::ops::linear::cuda::groups::{GroupLayout, Groups};
 use crate::ops::linear::cuda::layout::{Format, Layout};
-use crate::ops::linear::cuda::{self, DeviceWeight, launch_of};
+use crate::ops::linear::cuda::{self, DeviceWeight, can_multiply, launch_of};
 use crate::ops::{self, Weight};
 use crate::{Backend, DType, KernelError, Tensor};
 
@@ -21,6 +23,10 @@ const UNITS: f32 = 4.0;
 pub fn linear(findings: &mut Findings) {
     for &[n, k] in findings.cases(&SHAPES, 1) {
         for dtype in DType::ALL {
+            // Where every kernel of a format is switched off, what takes its place is tried below.
+            if !can_multiply(&findings.device, Format::of(dtype)) {
+                continue;
+            }
             for rows in ROWS {
                 let layout = Layout { format: Format::of(dtype), out_features: n, in_features: k };
                 let kernel = launch_of(&layout, findings.activation(), rows).kernel;
@@ -36,6 +42,20 @@ pub fn linear(findings: &mut Findings) {
             let deviation = grouped(findings, [rows, n, k]);
             findings.add_of_kernel("linear", Some(kernel), case, deviation);
         }
+    }
+    by_cublaslt(findings);
+}
+
+/// Plain weights by cuBLASLt, if it is installed and not found to be wrong before.
+fn by_cublaslt(findings: &mut Findings) {
+    let kernel = cuda::cublaslt(findings.activation());
+    if cublaslt::version().is_none() || findings.device.is_switched_off(kernel) {
+        return;
+    }
+    for &[n, k] in findings.cases(&SHAPES, 1) {
+        let tried = try_shape(&findings.device, [n, k]).map(|tried| tried.deviation);
+        let case = format!("1 to 130 rows, [{n}, {k}] by cuBLASLt");
+        findings.add_of_kernel("linear", Some(kernel), case, tried);
     }
 }
 
@@ -87,7 +107,7 @@ fn one(findings: &Findings, dtype: DType, [rows, n, k]: [usize; 3]) -> Result<f6
     Ok(deviation(activation, &out.to_f32()?, expected.f32()))
 }
 
-fn deviation(activation: DType, out: &[f32], expected: &[f32]) -> f64 {
+pub(super) fn deviation(activation: DType, out: &[f32], expected: &[f32]) -> f64 {
     let mean_square = expected.iter().map(|x| x * x).sum::<f32>() / expected.len() as f32;
     Tolerance::of(activation, UNITS * mean_square.sqrt()).deviation(out, expected)
 }

@@ -20,6 +20,7 @@ use kernels::ops::WeightForm;
 use kernels::{Backend, DType};
 use models::weights::shard::num_kv_heads;
 use models::{ChatTemplateSource, Checkpoint, LoadError, ShardSpec};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
@@ -54,7 +55,8 @@ pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, Star
             Devices::share(&config.compute, config.compute.tensor_parallel, model.activation())?
         }
     }
-    .qualified(&config.hub.cache_dir)?;
+    .qualified(&config.hub.cache_dir)?
+    .with_products(&model.plain_products(config)?, &config.compute, &config.hub.cache_dir)?;
     if let Some(leader) = &leader {
         let setup = |room| model.setup(config, room, text.vocab_size());
         let Setup { room, .. } = leader.agree(model.offer(&devices.ranks[0]), setup)?;
@@ -132,6 +134,19 @@ impl Opened {
     /// What a GPU computes the model in.
     pub fn activation(&self) -> DType {
         models::cuda_activation(&self.checkpoint)
+    }
+
+    /// Shapes of plain weights on the GPUs, over all ranks.
+    fn plain_products(&self, config: &ServeConfig) -> Result<Vec<[usize; 2]>, LoadError> {
+        if !uses_cuda(config.compute.device) {
+            return Ok(Vec::new());
+        }
+        let world_size = config.compute.tensor_parallel;
+        let mut shapes = BTreeSet::new();
+        for rank in 0..world_size {
+            shapes.extend(self.checkpoint.plain_products(ShardSpec { rank, world_size })?);
+        }
+        Ok(shapes.into_iter().collect())
     }
 
     /// What a rank with this model on `device` brings.
