@@ -163,12 +163,13 @@ impl Product {
     }
 }
 
+/// With digits enough for the order of additions to show.
 fn w() -> Vec<f32> {
-    (0..N * K).map(|i| (i * 37 % 101) as f32 / 64.0 - 0.75).collect()
+    (0..N * K).map(|i| (i * 37 % 101) as f32 / 97.0 - 0.6).collect()
 }
 
 fn x() -> Vec<f32> {
-    (0..M_MAX * K).map(|i| (i * 53 % 89) as f32 / 32.0 - 1.25).collect()
+    (0..M_MAX * K).map(|i| ((i * 53 % 89) as f32 / 83.0 - 0.5) * 3f32.powi(i as i32 % 5)).collect()
 }
 
 /// As bf16, two in each word.
@@ -186,7 +187,7 @@ fn exact(row: usize, output: usize) -> f64 {
 fn check(bits: &[u32], what: &str) {
     for (i, bits) in bits.iter().enumerate() {
         let (actual, exact) = (f64::from(f32::from_bits(*bits)), exact(i / N, i % N));
-        assert!((actual - exact).abs() < 1e-4, "{what}: {i} is {actual}, not {exact}");
+        assert!((actual - exact).abs() < 1e-3, "{what}: {i} is {actual}, not {exact}");
     }
 }
 
