@@ -6,7 +6,7 @@ use super::products::try_shape;
 use crate::device::cuda::cublaslt;
 use crate::ops::linear::cuda::groups::{GroupLayout, Groups};
 use crate::ops::linear::cuda::layout::{Format, Layout};
-use crate::ops::linear::cuda::{self, DeviceWeight, can_multiply, launch_of};
+use crate::ops::linear::cuda::{self, DeviceWeight, can_multiply, kernels_for, launch_of};
 use crate::ops::{self, Weight};
 use crate::{Backend, DType, KernelError, Tensor};
 
@@ -23,27 +23,37 @@ const UNITS: f32 = 4.0;
 pub fn linear(findings: &mut Findings) {
     for &[n, k] in findings.cases(&SHAPES, 1) {
         for dtype in DType::ALL {
-            // Where every kernel of a format is switched off, what takes its place is tried below.
-            if !can_multiply(&findings.device, Format::of(dtype)) {
-                continue;
-            }
-            for rows in ROWS {
-                let layout = Layout { format: Format::of(dtype), out_features: n, in_features: k };
-                let kernel = launch_of(&layout, findings.activation(), rows).kernel;
-                let case = format!("{rows} rows, [{n}, {k}] of {dtype}");
-                let deviation = one(findings, dtype, [rows, n, k]);
-                findings.add_of_kernel("linear", Some(kernel), case, deviation);
-            }
+            let layout = Layout { format: Format::of(dtype), out_features: n, in_features: k };
+            let what = format!("[{n}, {k}] of {dtype}");
+            each_kernel(findings, &layout, &what, |findings, rows| one(findings, dtype, rows));
         }
-        for rows in ROWS {
-            let layout = Layout { format: Format::W4Z, out_features: n, in_features: k };
-            let kernel = launch_of(&layout, findings.activation(), rows).kernel;
-            let case = format!("{rows} rows, [{n}, {k}] in groups");
-            let deviation = grouped(findings, [rows, n, k]);
-            findings.add_of_kernel("linear", Some(kernel), case, deviation);
-        }
+        let layout = Layout { format: Format::W4Z, out_features: n, in_features: k };
+        each_kernel(findings, &layout, &format!("[{n}, {k}] in groups"), grouped);
     }
     by_cublaslt(findings);
+}
+
+/// Runs `product` with rows for each kernel of a format, which is then launched whatever would be
+/// launched otherwise; one that is switched off gives way to another. Nothing is tried where all
+/// are.
+fn each_kernel(
+    findings: &mut Findings,
+    layout: &Layout,
+    what: &str,
+    product: impl Fn(&Findings, [usize; 3]) -> Result<f64, KernelError>,
+) {
+    if !can_multiply(&findings.device, layout.format) {
+        return;
+    }
+    let kernels = kernels_for(layout.format, findings.activation());
+    for (rows, kernel) in ROWS.into_iter().zip(kernels) {
+        let usual = launch_of(layout, findings.activation(), rows).kernel;
+        let before = findings.device.preferred(usual);
+        findings.device.prefer(usual, kernel);
+        let deviation = product(findings, [rows, layout.out_features, layout.in_features]);
+        findings.device.prefer(usual, before);
+        findings.add_of_kernel("linear", Some(kernel), format!("{rows} rows, {what}"), deviation);
+    }
 }
 
 /// Plain weights by cuBLASLt, if it is installed and not found to be wrong before.
