@@ -78,9 +78,9 @@ pub struct ServeArgs {
     /// Launch every GPU kernel by itself instead of replaying recorded decode steps (CUDA graphs)
     #[arg(long)]
     pub enforce_eager: bool,
-    /// Who multiplies with unquantised weights on a GPU: auto takes cuBLASLt for the weight shapes for
-    /// which it is installed, right and the fastest there, own never takes it, cublaslt wherever it
-    /// is right
+    /// Who multiplies with unquantised weights on a GPU: auto takes cuBLASLt for those shapes with
+    /// which it is right and the fastest, if it is installed; own never; cublaslt wherever it is
+    /// right
     #[arg(long, value_enum, default_value_t = MatmulChoice::Auto)]
     pub cuda_matmul: MatmulChoice,
     /// Seconds without progress after which a rank or device counts as lost; 0: never

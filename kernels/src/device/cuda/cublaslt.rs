@@ -9,8 +9,8 @@
 //! Row-major W [n, k] is a column-major matrix [k, n], so out = x W^T is asked for as
 //! out^T [n, m] = op(W) [n, k] x^T [k, m], all column-major, with the first operand transposed.
 //!
-//! Source: the cuBLAS documentation, chapter "Using the cuBLASLt API" (docs.nvidia.com/cuda/cublas),
-//! and cublasLt.h of CUDA 13.0. It was never run against the library itself.
+//! Source: NVIDIA, "cuBLAS", chapter "Using the cuBLASLt API" (docs.nvidia.com/cuda/cublas), and
+//! cublasLt.h of CUDA 13.0. It was never run against the library itself.
 
 #![allow(unsafe_code)]
 

@@ -214,8 +214,8 @@ impl CudaDevice {
         self.choices().preferred.get(usual.name).copied().unwrap_or(usual)
     }
 
-    /// Plain weights [out_features, in_features] without a bias are loaded for cuBLASLt from now on,
-    /// or for our own kernels again.
+    /// From now on plain weights [out_features, in_features] without a bias are loaded for
+    /// cuBLASLt, or for our own kernels again.
     pub fn choose_product(&self, shape: [usize; 2], choice: Option<Algorithms>) {
         let key = (self.activation, shape);
         match choice {

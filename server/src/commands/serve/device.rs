@@ -76,8 +76,8 @@ impl Devices {
         Ok(self)
     }
 
-    /// Decides on the GPUs among them between our own kernels and cuBLASLt, for the weight shapes of
-    /// a model.
+    /// Decides on the GPUs among them between our own kernels and cuBLASLt, for each weight
+    /// shape of a model.
     ///
     /// Errors: those of `products::choose`.
     pub fn with_products(

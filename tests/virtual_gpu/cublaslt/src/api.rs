@@ -198,7 +198,7 @@ cublaslt_api! {
         let device = objects::device_of(handle)?;
         let problem = problem(product, a_layout, b_layout, c_layout, d_layout)?;
         if algorithm.is_null() {
-            return refuse(Status::NOT_SUPPORTED, "the choice of an algorithm is left to the library");
+            return refuse(Status::NOT_SUPPORTED, "no algorithm was chosen, which is not built");
         }
         problem.check_algorithm(get(algorithm)?)?;
         if choices_of(get(algorithm)?)?.splits > 1 {

@@ -2,8 +2,8 @@
 //! multiplies matrices of bf16 or f16 into one of their format or of f32.
 //!
 //! A product becomes an operation of its stream, through private functions of the Virtual GPU's
-//! `libcuda.so.1`; in a capture it becomes a node of the graph. Descriptors are checked at the call,
-//! and so is that every matrix lies in live memory of the device. Sums are made in f32, in an order
+//! `libcuda.so.1`; in a capture it becomes a node of the graph. Descriptors are checked at the
+//! call, and so is that every matrix lies in live memory of the device. Sums are made in f32, in an order
 //! that depends on the number of summands alone.
 //!
 //! `VIRTUAL_GPU_FAULT` may hold `cublaslt-wrong`: one output of each row is wrong; and

@@ -135,7 +135,8 @@ impl Call {
         let Problem { a, b, c, d, .. } = self.problem;
         for ((name, layout), at) in [("A", a), ("B", b), ("C", c), ("D", d)].iter().zip(self.at) {
             let column_bytes = layout.stride as u64 * layout.data_type.bytes();
-            if at % ALIGNMENT_BYTES != 0 || column_bytes % ALIGNMENT_BYTES != 0 {
+            let is_aligned = |n: u64| n.is_multiple_of(ALIGNMENT_BYTES);
+            if !is_aligned(at) || !is_aligned(column_bytes) {
                 let why = format!(
                     "{name} at {at:#x}, columns {column_bytes} bytes apart, is not aligned to \
                      {ALIGNMENT_BYTES} bytes, as the algorithm wants it"
