@@ -26,7 +26,7 @@ const OWN: [&str; 4] = [
     "linear_plain_bf16_m128",
 ];
 
-/// A machine with one virtual GPU: what it finds out is kept in `folder`.
+/// A machine with two virtual GPUs of one name: what it finds out is kept in `folder`.
 struct Machine {
     folder: tempfile::TempDir,
     faults: String,
@@ -61,6 +61,7 @@ impl Machine {
             .args(args)
             .args(["--offline", "--download-dir"])
             .arg(self.folder.path())
+            .env("VIRTUAL_GPU_DEVICES", "2")
             .env("VIRTUAL_GPU_FAULT", &self.faults)
             .env("VIRTUAL_GPU_REPORT", self.folder.path().join("gpu.json"))
             .stdout(Stdio::null())
@@ -197,6 +198,8 @@ fn a_model_runs_through_cublaslt_where_it_is_right_and_through_our_kernels_where
     assert_eq!(machine.answers(&model, &[]), theirs, "the record says what is faster");
     assert_eq!(machine.answers(&model, &["--enforce-eager"]), theirs);
     assert_eq!(machine.answers(&model, &["--cuda-matmul", "own"]), own);
+    let two = machine.answers(&model, &["--tensor-parallel", "2", "--cuda-matmul", "cublaslt"]);
+    check_near(&own, &two);
     let machine = machine.without_cublaslt();
     assert_eq!(machine.answers(&model, &[]), own);
     let stderr = machine.stderr();

@@ -244,6 +244,20 @@ mod tests {
     }
 
     #[test]
+    fn both_are_timed_and_the_choice_is_left_as_it_was() {
+        if cublaslt::version().is_none() {
+            return;
+        }
+        for device in cuda_devices().into_iter().take(1) {
+            let tried = try_shape(&device, [64, 64]).expect("the stand-in is well");
+            let times = time_shape(&device, [64, 64], tried.algorithms).expect("both run");
+            assert_eq!(times.iter().map(|t| t.rows).collect::<Vec<_>>(), TIMED_ROWS);
+            assert!(times.iter().all(|t| t.own_ms >= 0.0 && t.cublaslt_ms >= 0.0), "{times:?}");
+            assert_eq!(device.chosen_product([64, 64]), None);
+        }
+    }
+
+    #[test]
     fn shapes_that_are_not_asked_for_are_refused() {
         for device in cuda_devices().into_iter().take(1) {
             let refused = try_shape(&device, [64, 100]).expect_err("rows of 200 bytes");

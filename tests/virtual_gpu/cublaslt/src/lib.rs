@@ -3,8 +3,8 @@
 //!
 //! A product becomes an operation of its stream, through private functions of the Virtual GPU's
 //! `libcuda.so.1`; in a capture it becomes a node of the graph. Descriptors are checked at the
-//! call, and so is that every matrix lies in live memory of the device. Sums are made in f32, in an order
-//! that depends on the number of summands alone.
+//! call, and so is that every matrix lies in live memory of the device. Sums are made in f32, in an
+//! order that depends on the number of summands alone.
 //!
 //! `VIRTUAL_GPU_FAULT` may hold `cublaslt-wrong`: one output of each row is wrong; and
 //! `cublaslt-batch`: above 16 columns (rows of x, as row-major callers see it) sums are made in
