@@ -196,8 +196,18 @@ fn a_model_runs_through_cublaslt_where_it_is_right_and_through_our_kernels_where
     }
     std::fs::write(machine.record_path(), record.to_string()).expect("a writable folder");
     assert_eq!(machine.answers(&model, &[]), theirs, "the record says what is faster");
-    assert_eq!(machine.answers(&model, &["--enforce-eager"]), theirs);
+    assert_eq!(machine.answers(&model, &["--enforce-eager"]), theirs, "recorded or not");
     assert_eq!(machine.answers(&model, &["--cuda-matmul", "own"]), own);
+    // An algorithm that the library does not know is no reason not to serve.
+    let mut spoilt = record.clone();
+    let shapes = spoilt["cublaslt"]["shapes"].as_array_mut().expect("as above");
+    for shape in shapes {
+        shape["algorithms"] = serde_json::json!(["7".repeat(128), "7".repeat(128)]);
+    }
+    std::fs::write(machine.record_path(), spoilt.to_string()).expect("a writable folder");
+    assert_eq!(machine.answers(&model, &[]), own);
+    assert!(machine.stderr().contains("the record's algorithm cannot be used"));
+    std::fs::write(machine.record_path(), record.to_string()).expect("a writable folder");
     let two = machine.answers(&model, &["--tensor-parallel", "2", "--cuda-matmul", "cublaslt"]);
     check_near(&own, &two);
     let machine = machine.without_cublaslt();

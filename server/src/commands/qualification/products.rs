@@ -10,6 +10,7 @@ use kernels::device::cuda::CudaDevice;
 use kernels::device::cuda::cublaslt::{self, Algorithm, Algorithms};
 use kernels::ops::linear::cuda as linear;
 use kernels::ops::linear::cuda::layout::Format;
+use kernels::ops::linear::cuda::rows;
 use kernels::qualify::products::{Times, is_faster, time_shape, try_shape};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -96,9 +97,9 @@ pub fn choose(
         }
         let found = products.find(device, shape);
         let taken = found.filter(|p| must || choice == MatmulChoice::Cublaslt || p.is_faster);
-        let algorithms = taken.and_then(Product::algorithms);
+        let algorithms = taken.and_then(|product| usable(device, product));
         if algorithms.is_none() && choice == MatmulChoice::Cublaslt {
-            let reason = found.and_then(|p| p.refused.as_deref()).unwrap_or("unknown");
+            let reason = found.and_then(|p| p.refused.as_deref()).unwrap_or("said above");
             tracing::warn!(?shape, reason, "cuBLASLt is not taken for weights of this shape");
         }
         device.choose_product(shape, algorithms);
@@ -109,6 +110,19 @@ pub fn choose(
         store(&record, &path);
     }
     Ok(())
+}
+
+/// The algorithms of a record, unless the library does not know them any more.
+fn usable(device: &CudaDevice, product: &Product) -> Option<Algorithms> {
+    let algorithms = product.algorithms()?;
+    let shape = [product.out_features, product.in_features];
+    match rows::check(device, shape, &algorithms) {
+        Ok(()) => Some(algorithms),
+        Err(error) => {
+            tracing::warn!(?shape, %error, "the record's algorithm cannot be used");
+            None
+        }
+    }
 }
 
 fn say_that_it_is_gone(known: Option<&Products>, choice: MatmulChoice) {

@@ -28,14 +28,10 @@ impl Rows {
         dtype: DType,
         bytes: &[u8],
     ) -> Result<Rows, KernelError> {
-        assert_eq!(layout.format, Format::Plain, "quantised weights have kernels of their own");
-        let of = |out, algorithm| Product::of(device, shape(device, layout, out), algorithm);
+        let [to_activation, to_f32] = products(device, layout, algorithms)?;
+        let values = values(device, dtype, bytes)?;
+        let rows = Rows { values, to_activation, to_f32 };
         let activation = device.activation_dtype();
-        let rows = Rows {
-            to_activation: of(activation, algorithms.to_activation)?,
-            to_f32: of(DType::F32, algorithms.to_f32)?,
-            values: values(device, dtype, bytes)?,
-        };
         let x = DeviceBuffer::zeroed(device, layout.in_features * activation.block_bytes())?;
         let out_bytes = layout.out_features * DType::F32.block_bytes();
         let out = DeviceBuffer::zeroed(device, out_bytes)?;
@@ -79,6 +75,30 @@ pub fn find(device: &CudaDevice, layout: &Layout) -> Result<Algorithms, KernelEr
     let of =
         |out| Product::find(device, shape(device, layout, out)).map(|product| product.algorithm());
     Ok(Algorithms { to_activation: of(device.activation_dtype())?, to_f32: of(DType::F32)? })
+}
+
+/// Whether algorithms that were kept can still be used for weights [out_features, in_features].
+///
+/// Errors: `Device`, with the reason.
+pub fn check(
+    device: &CudaDevice,
+    [out_features, in_features]: [usize; 2],
+    algorithms: &Algorithms,
+) -> Result<(), KernelError> {
+    let layout = Layout { format: Format::Plain, out_features, in_features };
+    products(device, &layout, algorithms).map(|_| ())
+}
+
+/// Products with results in the activation format, and in F32.
+fn products(
+    device: &CudaDevice,
+    layout: &Layout,
+    algorithms: &Algorithms,
+) -> Result<[Product; 2], KernelError> {
+    assert_eq!(layout.format, Format::Plain, "quantised weights have kernels of their own");
+    let of = |out, algorithm| Product::of(device, shape(device, layout, out), algorithm);
+    let to_activation = of(device.activation_dtype(), algorithms.to_activation)?;
+    Ok([to_activation, of(DType::F32, algorithms.to_f32)?])
 }
 
 fn shape(device: &CudaDevice, layout: &Layout, out: DType) -> Shape {
