@@ -6,19 +6,17 @@ use kernels::device::cuda::{CudaDevice, DeviceBuffer};
 use kernels::ops::WeightForm;
 use kernels::{Backend, DType};
 use models::{Checkpoint, KvCache, ShardSpec, load_model};
-use serde_json::{Value, json};
 use server::commands::serve::memory::{
     self, CacheShare, GpuMemory, MemoryError, MemoryRequest, RankShare,
 };
 use server::ranks::{CudaGraphs, LoadedGroup, RankConfig, RankGroup, Room, Start};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use tests::data_dir;
 use tests::golden::{Golden, GreedyCase, golden_paths};
-use tests::http::{Answer, post_bytes};
 use tests::program::{Program, binary};
+use tests::told::{Told, complete};
 
 const DENSE: [&str; 5] = ["qwen2-tied", "qwen2-untied", "qwen3-tied", "qwen3-untied", "qwen3-yarn"];
 /// Tokens of each continuation that are compared.
@@ -162,13 +160,6 @@ fn a_gpu_that_is_full_once_the_model_is_loaded_is_refused_with_the_arithmetic() 
     }
 }
 
-/// What a client of one prompt gets.
-#[derive(Debug, PartialEq)]
-struct Told {
-    tokens: Vec<u32>,
-    logprobs: Vec<f64>,
-}
-
 fn models() -> Vec<Model> {
     let mut models = Vec::new();
     for folder in golden_paths("models", |name| DENSE.contains(&name)) {
@@ -249,27 +240,6 @@ impl Server {
     }
 
     fn complete(&self, prompt: &[u32]) -> Told {
-        let body = json!({
-            "prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": true,
-            "logprobs": 1, "return_tokens_as_token_ids": true,
-        });
-        let mut stream = self.0.connect();
-        let request = post_bytes("/v1/completions", &body.to_string());
-        stream.write_all(&request).expect("the request is taken");
-        let answer = Answer::read(&mut stream);
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        let json = answer.json();
-        let logprobs = &json["choices"][0]["logprobs"];
-        let list =
-            |name: &str| -> Vec<Value> { logprobs[name].as_array().expect("a list").clone() };
-        let id = |token: &Value| {
-            let text = token.as_str().expect("a token");
-            text.strip_prefix("token_id:").expect("an id").parse().expect("a number")
-        };
-        let logprob = |value: &Value| value.as_f64().expect("a number");
-        Told {
-            tokens: list("tokens").iter().map(id).collect(),
-            logprobs: list("token_logprobs").iter().map(logprob).collect(),
-        }
+        complete(&self.0, prompt, NUM_TOKENS)
     }
 }

@@ -7,10 +7,11 @@ use std::process::Command;
 
 /// The tests that have something to do on a GPU, as cargo is told of them. The whole workspace is
 /// named so that dependencies keep the features they were built with.
-const GPU_TESTS: [&[&str]; 3] = [
+const GPU_TESTS: [&[&str]; 4] = [
     &["--package", "kernels", "--lib"],
     &["--workspace", "--test", "batch_invariance", "--test", "doctor", "--", "gpu"],
     &["--workspace", "--test", "cuda_server", "--test", "cuda_faults"],
+    &["--workspace", "--test", "cublaslt", "--test", "gpu_check"],
 ];
 /// As `mpi::features`, where `kernels` alone is built.
 const KERNELS_FEATURES: [&str; 2] = ["--features", "kernels/mpi"];

@@ -15,8 +15,12 @@ pub struct Args {
 }
 
 /// As cargo builds it, and as programs look for it.
-const LIBRARIES: [(&str, &str); 2] =
-    [("libvirtual_cuda.so", "libcuda.so.1"), ("libvirtual_nccl.so", "libnccl.so.2")];
+const LIBRARIES: [(&str, &str); 3] = [
+    ("libvirtual_cuda.so", "libcuda.so.1"),
+    ("libvirtual_nccl.so", "libnccl.so.2"),
+    ("libvirtual_cublaslt.so", "libcublasLt.so.13"),
+];
+const PACKAGES: [&str; 3] = ["virtual_gpu_driver", "virtual_gpu_nccl", "virtual_gpu_cublaslt"];
 
 pub fn run(args: &Args) -> Result<()> {
     let lib_dir = install()?;
@@ -38,7 +42,9 @@ Variables:
   VIRTUAL_GPU_SEED=N                order of streams, graph branches and warps (0)
   VIRTUAL_GPU_CHECKS=LIST           all, off, or of memcheck,initcheck,racecheck,synccheck (all)
   VIRTUAL_GPU_FAULT=LIST            alloc:N, launch:N, lost:N (each also @DEVICE),
-                                    skip-collective:RANK:N
+                                    skip-collective:RANK:N, bug:KERNEL (its additions of
+                                    floats subtract), cublaslt-wrong, cublaslt-batch (results
+                                    that depend on the number of columns)
   VIRTUAL_GPU_NCCL_TIMEOUT_S=N      a collective that not all ranks join fails after N seconds
   VIRTUAL_GPU_THREADS=N             host threads per kernel (all cores)
   VIRTUAL_GPU_REPORT=FILE           counters, violations and leaks as JSON at exit
@@ -47,9 +53,9 @@ Variables:
     Ok(())
 }
 
-/// Builds both libraries and gives the folder that holds them.
+/// Builds the libraries and gives the folder that holds them.
 pub fn install() -> Result<PathBuf> {
-    let packages = ["--package", "virtual_gpu_driver", "--package", "virtual_gpu_nccl"];
+    let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
     process::run(cargo(&["build", "--quiet"]).args(packages))?;
     let lib_dir = target_dir().join("virtual-gpu/lib");
     fs::create_dir_all(&lib_dir)?;

@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use args::{
-    CpuPin, DeviceChoice, Endpoint, GpuTrial, KvCacheDtype, LogFormat, LogLevel, OverlapChoice,
-    ReasoningParser, SchedulingPolicy, ToolCallParser,
+    CpuPin, DeviceChoice, Endpoint, GpuTrial, KvCacheDtype, LogFormat, LogLevel, MatmulChoice,
+    OverlapChoice, ReasoningParser, SchedulingPolicy, ToolCallParser,
 };
 
 /// Most API keys one server checks; each costs one comparison a request.
@@ -97,6 +97,7 @@ pub struct ComputeConfig {
     /// Of a GPU's free memory.
     pub gpu_memory_fraction: f64,
     pub cuda_graphs: CudaGraphs,
+    pub matmul: MatmulChoice,
     /// `None`: a rank that stands still is waited for.
     pub stall_time_max: Option<Duration>,
 }
@@ -285,6 +286,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
                 true => CudaGraphs::Off,
                 false => CudaGraphs::On,
             },
+            matmul: args.cuda_matmul,
             stall_time_max: Some(args.stall_timeout)
                 .filter(|&seconds| seconds > 0)
                 .map(Duration::from_secs),

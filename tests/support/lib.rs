@@ -10,6 +10,7 @@ pub mod program;
 pub mod random;
 pub mod random_plans;
 pub mod serving;
+pub mod told;
 
 use kernels::device::cuda::{self, CudaDevice, images};
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use crate::device::library::Library;
 use crate::{DType, KernelError, Tensor};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +26,7 @@ type CommHandle = *mut c_void;
 pub struct NcclId(pub [u8; ID_BYTES]);
 
 /// The functions of the library that are called. Source: nccl.h.
-struct Library {
+struct Functions {
     get_version: unsafe extern "C" fn(*mut c_int) -> c_int,
     get_unique_id: unsafe extern "C" fn(*mut NcclId) -> c_int,
     comm_init_rank: unsafe extern "C" fn(*mut CommHandle, c_int, NcclId, c_int) -> c_int,
@@ -52,37 +53,31 @@ struct Library {
     ) -> c_int,
 }
 
-impl Library {
+impl Functions {
     /// The library, opened once and kept until the process ends.
     ///
     /// Errors: `Device` when it is not installed, too old, or lacks a function.
-    fn get() -> Result<&'static Library, KernelError> {
-        static LIBRARY: OnceLock<Result<Library, KernelError>> = OnceLock::new();
-        LIBRARY.get_or_init(Library::open).as_ref().map_err(Clone::clone)
+    fn get() -> Result<&'static Functions, KernelError> {
+        static LIBRARY: OnceLock<Result<Functions, KernelError>> = OnceLock::new();
+        LIBRARY.get_or_init(Functions::open).as_ref().map_err(Clone::clone)
     }
 
-    fn open() -> Result<Library, KernelError> {
-        let open = |name: &&CStr| {
-            // SAFETY: the name ends with a zero byte; the library's own start-up code is trusted as
-            // the driver is.
-            let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-            (!handle.is_null()).then_some(handle)
-        };
-        let handle = LIBRARY_NAMES.iter().find_map(open).ok_or_else(|| {
+    fn open() -> Result<Functions, KernelError> {
+        let library = Library::open("NCCL", &LIBRARY_NAMES).ok_or_else(|| {
             KernelError::Device("no libnccl.so.2 is installed; several GPUs need it".to_string())
         })?;
         // SAFETY: each type is that of the function's declaration in nccl.h.
         let library = unsafe {
-            Library {
-                get_version: symbol(handle, c"ncclGetVersion")?,
-                get_unique_id: symbol(handle, c"ncclGetUniqueId")?,
-                comm_init_rank: symbol(handle, c"ncclCommInitRank")?,
-                comm_get_async_error: symbol(handle, c"ncclCommGetAsyncError")?,
-                comm_abort: symbol(handle, c"ncclCommAbort")?,
-                comm_destroy: symbol(handle, c"ncclCommDestroy")?,
-                get_error_string: symbol(handle, c"ncclGetErrorString")?,
-                all_reduce: symbol(handle, c"ncclAllReduce")?,
-                all_gather: symbol(handle, c"ncclAllGather")?,
+            Functions {
+                get_version: library.function(c"ncclGetVersion")?,
+                get_unique_id: library.function(c"ncclGetUniqueId")?,
+                comm_init_rank: library.function(c"ncclCommInitRank")?,
+                comm_get_async_error: library.function(c"ncclCommGetAsyncError")?,
+                comm_abort: library.function(c"ncclCommAbort")?,
+                comm_destroy: library.function(c"ncclCommDestroy")?,
+                get_error_string: library.function(c"ncclGetErrorString")?,
+                all_reduce: library.function(c"ncclAllReduce")?,
+                all_gather: library.function(c"ncclAllGather")?,
             }
         };
         let mut version = 0;
@@ -108,26 +103,10 @@ impl Library {
     }
 }
 
-/// The address of a function, as the function it is.
-///
-/// # Safety
-/// `F` is a function pointer of the type that the library declares for `name`.
-unsafe fn symbol<F: Copy>(handle: *mut c_void, name: &CStr) -> Result<F, KernelError> {
-    assert_eq!(size_of::<F>(), size_of::<*mut c_void>(), "a function pointer");
-    // SAFETY: the handle was opened and is never closed; the name ends with a zero byte.
-    let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
-    if address.is_null() {
-        let reason = format!("the NCCL found has no {}", name.to_string_lossy());
-        return Err(KernelError::Device(reason));
-    }
-    // SAFETY: of the same size, not null, and of the type that the caller vouches for.
-    Ok(unsafe { std::mem::transmute_copy(&address) })
-}
-
 impl NcclId {
     /// For rank 0. Errors: `Device`.
     pub fn new() -> Result<NcclId, KernelError> {
-        let library = Library::get()?;
+        let library = Functions::get()?;
         let mut id = NcclId([0; ID_BYTES]);
         // SAFETY: writes the 128 bytes of `id`.
         library.check(unsafe { (library.get_unique_id)(&mut id) })?;
@@ -147,7 +126,7 @@ pub struct Nccl {
 pub struct NcclAborter(Arc<Shared>);
 
 struct Shared {
-    library: &'static Library,
+    library: &'static Functions,
     comm: CommHandle,
     /// Whoever sets it ends `comm`, once.
     has_ended: AtomicBool,
@@ -166,7 +145,7 @@ impl Nccl {
     /// Errors: `Device`.
     pub fn join(id: &NcclId, rank: usize, world_size: usize) -> Result<Nccl, KernelError> {
         assert!(rank < world_size, "rank {rank} of {world_size}");
-        let library = Library::get()?;
+        let library = Functions::get()?;
         let mut comm = std::ptr::null_mut();
         let (ranks, own) = (world_size as c_int, rank as c_int);
         // SAFETY: writes one handle; the id is passed by value.

@@ -23,7 +23,7 @@ pub use embedding::{Table, embedding};
 pub use gather_rows::gather_rows;
 pub use join_columns::join_columns;
 pub use kv_write::kv_write;
-pub use linear::{Weight, WeightForm, linear, linear_add, linear_many};
+pub use linear::{Weight, WeightForm, linear, linear_many};
 pub use qkv_rope_write::qkv_rope_write;
 pub use rms_norm::{add_rms_norm, rms_norm};
 pub use rope::{RopeTable, rope};

@@ -2,9 +2,11 @@
 
 use super::Findings;
 use super::numbers::{Tolerance, bytes_of, on_device, rounded, values, weight_bytes};
+use super::products::try_shape;
+use crate::device::cuda::cublaslt;
 use crate::ops::linear::cuda::groups::{GroupLayout, Groups};
 use crate::ops::linear::cuda::layout::{Format, Layout};
-use crate::ops::linear::cuda::{self, DeviceWeight, launch_of};
+use crate::ops::linear::cuda::{self, DeviceWeight, can_multiply, kernels_for, launch_of};
 use crate::ops::{self, Weight};
 use crate::{Backend, DType, KernelError, Tensor};
 
@@ -21,21 +23,49 @@ const UNITS: f32 = 4.0;
 pub fn linear(findings: &mut Findings) {
     for &[n, k] in findings.cases(&SHAPES, 1) {
         for dtype in DType::ALL {
-            for rows in ROWS {
-                let layout = Layout { format: Format::of(dtype), out_features: n, in_features: k };
-                let kernel = launch_of(&layout, findings.activation(), rows).kernel;
-                let case = format!("{rows} rows, [{n}, {k}] of {dtype}");
-                let deviation = one(findings, dtype, [rows, n, k]);
-                findings.add_of_kernel("linear", Some(kernel), case, deviation);
-            }
+            let layout = Layout { format: Format::of(dtype), out_features: n, in_features: k };
+            let what = format!("[{n}, {k}] of {dtype}");
+            each_kernel(findings, &layout, &what, |findings, rows| one(findings, dtype, rows));
         }
-        for rows in ROWS {
-            let layout = Layout { format: Format::W4Z, out_features: n, in_features: k };
-            let kernel = launch_of(&layout, findings.activation(), rows).kernel;
-            let case = format!("{rows} rows, [{n}, {k}] in groups");
-            let deviation = grouped(findings, [rows, n, k]);
-            findings.add_of_kernel("linear", Some(kernel), case, deviation);
-        }
+        let layout = Layout { format: Format::W4Z, out_features: n, in_features: k };
+        each_kernel(findings, &layout, &format!("[{n}, {k}] in groups"), grouped);
+    }
+    by_cublaslt(findings);
+}
+
+/// Runs `product` with rows for each kernel of a format, which is then launched whatever would be
+/// launched otherwise; one that is switched off gives way to another. Nothing is tried where all
+/// are.
+fn each_kernel(
+    findings: &mut Findings,
+    layout: &Layout,
+    what: &str,
+    product: impl Fn(&Findings, [usize; 3]) -> Result<f64, KernelError>,
+) {
+    if !can_multiply(&findings.device, layout.format) {
+        return;
+    }
+    let kernels = kernels_for(layout.format, findings.activation());
+    for (rows, kernel) in ROWS.into_iter().zip(kernels) {
+        let usual = launch_of(layout, findings.activation(), rows).kernel;
+        let before = findings.device.preferred(usual);
+        findings.device.prefer(usual, kernel);
+        let deviation = product(findings, [rows, layout.out_features, layout.in_features]);
+        findings.device.prefer(usual, before);
+        findings.add_of_kernel("linear", Some(kernel), format!("{rows} rows, {what}"), deviation);
+    }
+}
+
+/// Plain weights by cuBLASLt, if it is installed and not found to be wrong before.
+fn by_cublaslt(findings: &mut Findings) {
+    let kernel = cuda::cublaslt(findings.activation());
+    if cublaslt::version().is_none() || findings.device.is_switched_off(kernel) {
+        return;
+    }
+    for &[n, k] in findings.cases(&SHAPES, 1) {
+        let tried = try_shape(&findings.device, [n, k]).map(|tried| tried.deviation);
+        let case = format!("1 to 130 rows, [{n}, {k}] by cuBLASLt");
+        findings.add_of_kernel("linear", Some(kernel), case, tried);
     }
 }
 
@@ -87,7 +117,7 @@ fn one(findings: &Findings, dtype: DType, [rows, n, k]: [usize; 3]) -> Result<f6
     Ok(deviation(activation, &out.to_f32()?, expected.f32()))
 }
 
-fn deviation(activation: DType, out: &[f32], expected: &[f32]) -> f64 {
+pub(super) fn deviation(activation: DType, out: &[f32], expected: &[f32]) -> f64 {
     let mean_square = expected.iter().map(|x| x * x).sum::<f32>() / expected.len() as f32;
     Tolerance::of(activation, UNITS * mean_square.sqrt()).deviation(out, expected)
 }

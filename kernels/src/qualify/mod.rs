@@ -10,6 +10,7 @@ mod linear;
 mod nccl;
 pub mod numbers;
 mod positions;
+pub mod products;
 pub mod speed;
 
 pub use nccl::all_reduce;

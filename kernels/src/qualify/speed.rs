@@ -71,7 +71,7 @@ impl Race {
 }
 
 /// A difference below 3% is noise.
-const CLEARLY: f64 = 0.97;
+pub(super) const CLEARLY: f64 = 0.97;
 /// One dtype for each format of weights on a device; the activation's own is the sixth.
 const RACE_DTYPES: [DType; 4] = [DType::Q8_0, DType::Q4_0, DType::Q4K, DType::Q6K];
 /// Rows of x for each of the kernels that may be the usual one.
@@ -171,7 +171,7 @@ fn copy_on_device(device: &CudaDevice, bytes: usize) -> Result<Timing, KernelErr
 }
 
 /// Few rows stream a weight, so bytes count there; many compute.
-fn product(
+pub(super) fn product(
     device: &CudaDevice,
     dtype: DType,
     [rows, n, k]: [usize; 3],
@@ -183,7 +183,7 @@ fn product(
     };
     let bytes = row.repeat(n);
     let weight_bytes = bytes.len() as f64;
-    let weight = Weight::load(&backend, dtype, n, k, bytes.into())?;
+    let weight = Weight::load_without_bias(&backend, dtype, n, k, bytes.into())?;
     let x = on_device(device, device.activation_dtype(), &[rows, k], &values(2, rows * k, 1.0))?;
     let mut out = Tensor::zeros_on(&backend, device.activation_dtype(), &[rows, n])?;
     let amount = match rows {

@@ -49,7 +49,7 @@ impl Head {
         let name = if loader.config.tie_word_embeddings { EMBEDDING } else { HEAD };
         Ok(Head {
             norm: RmsNorm::load(loader, "model.norm", shape[1])?,
-            weight: loader.weight(name, shape, VOCAB)?,
+            weight: loader.weight_without_bias(name, shape, VOCAB)?,
         })
     }
 

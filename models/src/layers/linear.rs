@@ -19,7 +19,7 @@ impl Linear {
         shape: [usize; 2],
         split: Split,
     ) -> Result<Linear, LoadError> {
-        let weight = loader.weight(&format!("{name}.weight"), shape, split)?;
+        let weight = loader.weight_without_bias(&format!("{name}.weight"), shape, split)?;
         Ok(Linear { weight, bias: None })
     }
 
@@ -29,7 +29,8 @@ impl Linear {
         shape: [usize; 2],
         split: Split,
     ) -> Result<Linear, LoadError> {
-        let mut linear = Self::load(loader, name, shape, split)?;
+        let weight = loader.weight(&format!("{name}.weight"), shape, split)?;
+        let mut linear = Linear { weight, bias: None };
         // The results of ranks that share out the input features are summed: one adds the bias.
         let is_summed = matches!(split, Split::InFeatures | Split::InUnits { .. });
         let bias_split = if is_summed { Split::Whole } else { split };

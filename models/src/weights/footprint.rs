@@ -7,6 +7,7 @@ use crate::layers::embedding::EMBEDDING;
 use crate::{LoadError, ModelConfig};
 use kernels::DType;
 use kernels::ops::WeightForm;
+use std::collections::BTreeSet;
 
 impl Checkpoint {
     /// Bytes that one rank's weights take: matrices as they are repacked, parts that a cut through
@@ -31,6 +32,38 @@ impl Checkpoint {
             });
         }
         Ok(total)
+    }
+}
+
+impl Checkpoint {
+    /// Shapes [out_features, in_features] of one rank's plain matrices whose products get no bias,
+    /// each once: those that a GPU can multiply with in more than one way.
+    ///
+    /// Errors: as `loaded_bytes`.
+    pub fn plain_products(&self, spec: ShardSpec) -> Result<Vec<[usize; 2]>, LoadError> {
+        let (config, weights) = (&self.config, &self.weights);
+        let unit = shard_sizes(config, spec, inner_block_len(config, weights))?.inner_unit;
+        let has_bias = |name: &str| {
+            let bias = name.strip_suffix("weight").map(|name| format!("{name}bias"));
+            bias.is_some_and(|bias| weights.get(&bias).is_some())
+        };
+        let mut shapes = BTreeSet::new();
+        for name in weights.names() {
+            let split = match use_of(name, config, unit) {
+                Some(Use::Matrix(split)) => split,
+                Some(Use::Embedding) if config.tie_word_embeddings => VOCAB,
+                _ => continue,
+            };
+            let part = weights.get(name).and_then(|tensor| matrix_part(tensor, split, spec));
+            if let Some((dtype, shape)) = part
+                && !dtype.is_quantized()
+                && !shape.contains(&0)
+                && !has_bias(name)
+            {
+                shapes.insert(shape);
+            }
+        }
+        Ok(shapes.into_iter().collect())
     }
 }
 
@@ -75,19 +108,28 @@ fn use_of(name: &str, config: &ModelConfig, unit: usize) -> Option<Use> {
 }
 
 fn matrix_bytes(tensor: &StoredTensor, split: Split, spec: ShardSpec, form: WeightForm) -> u64 {
-    let [rows, columns] = tensor.shape[..] else { return 0 };
-    let bytes = match split {
+    let Some((dtype, [rows, columns])) = matrix_part(tensor, split, spec) else { return 0 };
+    form.num_bytes(dtype, rows, columns).map_or(u64::MAX, |bytes| bytes as u64)
+}
+
+/// What one rank has of a matrix, and its shape.
+fn matrix_part(
+    tensor: &StoredTensor,
+    split: Split,
+    spec: ShardSpec,
+) -> Option<(DType, [usize; 2])> {
+    let [rows, columns] = tensor.shape[..] else { return None };
+    Some(match split {
         Split::InFeatures | Split::InUnits { .. } => {
             let part = feature_range(split, columns, spec);
             let dtype = match is_between_blocks(tensor.dtype, &part) {
                 true => tensor.dtype,
                 false => DType::F32,
             };
-            form.num_bytes(dtype, rows, part.len())
+            (dtype, [rows, part.len()])
         }
-        _ => form.num_bytes(tensor.dtype, feature_range(split, rows, spec).len(), columns),
-    };
-    bytes.map_or(u64::MAX, |bytes| bytes as u64)
+        _ => (tensor.dtype, [feature_range(split, rows, spec).len(), columns]),
+    })
 }
 
 fn embedding_bytes(

@@ -3,8 +3,9 @@
 use super::shard::{self, ShardSizes, ShardSpec, Split, VOCAB, feature_range};
 use super::{StoredTensor, Weights};
 use crate::{LoadError, ModelConfig};
+use bytes::Bytes;
 use kernels::ops::{Table, Weight, dequantize};
-use kernels::{Backend, Tensor};
+use kernels::{Backend, DType, KernelError, Tensor};
 use std::collections::BTreeSet;
 
 /// Takes tensors, cuts this rank's part out of them, and notes which ones were used.
@@ -19,6 +20,9 @@ pub struct Loader<'a> {
     weights: &'a Weights,
     taken: BTreeSet<String>,
 }
+
+/// One of the two ways to load a weight.
+type LoadWeight = fn(&Backend, DType, usize, usize, Bytes) -> Result<Weight, KernelError>;
 
 impl<'a> Loader<'a> {
     /// Errors: `Unsupported` when the model cannot be shared out over `spec.world_size` ranks.
@@ -40,9 +44,30 @@ impl<'a> Loader<'a> {
         shape: [usize; 2],
         split: Split,
     ) -> Result<Weight, LoadError> {
+        self.weight_by(Weight::load, name, shape, split)
+    }
+
+    /// As `weight`, for one whose products get no bias, which leaves more choice of how to compute
+    /// them.
+    pub fn weight_without_bias(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        split: Split,
+    ) -> Result<Weight, LoadError> {
+        self.weight_by(Weight::load_without_bias, name, shape, split)
+    }
+
+    fn weight_by(
+        &mut self,
+        load: LoadWeight,
+        name: &str,
+        shape: [usize; 2],
+        split: Split,
+    ) -> Result<Weight, LoadError> {
         let tensor = shard::slice(self.take(name, &shape)?, split, self.spec)?;
         let StoredTensor { dtype, shape, bytes } = tensor;
-        let weight = Weight::load(self.backend, dtype, shape[0], shape[1], bytes)?;
+        let weight = load(self.backend, dtype, shape[0], shape[1], bytes)?;
         self.loaded_bytes += weight.num_bytes() as u64;
         Ok(weight)
     }

@@ -2,11 +2,15 @@
 //! in the cache folder for each GPU, driver and set of kernels. A kernel that disagrees is switched
 //! off and its alternative taken; where there is none, nothing is served on that GPU.
 
+pub mod products;
+
 use super::StartupError;
 use kernels::KernelError;
-use kernels::device::cuda::{CudaDevice, images};
+use kernels::device::cuda::{CudaDevice, KernelSpec, images};
 use kernels::ops::cuda_kernels;
+use kernels::ops::linear::cuda::CUBLASLT;
 use kernels::qualify::{Depth, Finding, Outcome, Verdict, qualify};
+use products::Products;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -25,7 +29,7 @@ pub struct Subject {
 }
 
 /// What a server does on such a GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
     pub subject: Subject,
@@ -33,6 +37,17 @@ pub struct Record {
     pub switched_off: Vec<String>,
     /// Names of kernels, each with that of one that does the same faster here.
     pub preferred: Vec<[String; 2]>,
+    /// Where cuBLASLt was tried: what came of it for each weight shape.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cublaslt: Option<Products>,
+}
+
+/// A device whose driver names it so is no hardware: nothing on it that has to do with time means
+/// anything.
+const VIRTUAL_MARK: &str = "no hardware";
+
+pub fn is_virtual(device: &CudaDevice) -> bool {
+    device.name().contains(VIRTUAL_MARK)
 }
 
 impl Subject {
@@ -96,7 +111,12 @@ pub fn decide(
     }
     let names: Vec<String> = verdict.switch_off.iter().map(|k| k.name.to_string()).collect();
     switch_off(device, &names);
-    Ok(Record { subject: subject.clone(), switched_off: names, preferred: Vec::new() })
+    Ok(Record { switched_off: names, ..open_record(subject.clone()) })
+}
+
+/// A record of a GPU of which nothing bad is known.
+fn open_record(subject: Subject) -> Record {
+    Record { subject, switched_off: Vec::new(), preferred: Vec::new(), cublaslt: None }
 }
 
 /// Where kernels were switched off, tries their alternatives at their places.
@@ -118,10 +138,18 @@ pub fn confirm(device: &CudaDevice, record: &Record) -> Result<(), StartupError>
     }
 }
 
-/// Keeps the record for the next start. A folder that cannot be written costs that start some
-/// seconds.
-pub fn keep(record: &Record, cache_dir: &Path) {
-    store(record, &record.subject.path(cache_dir));
+/// Keeps the record for the next start, with what an earlier one says of other weight shapes. A
+/// folder that cannot be written costs that start some seconds.
+pub fn keep(mut record: Record, cache_dir: &Path) {
+    let path = record.subject.path(cache_dir);
+    let known = load(&path).filter(|known| known.subject == record.subject);
+    if let Some(known) = known.and_then(|known| known.cublaslt) {
+        match &mut record.cublaslt {
+            Some(fresh) => fresh.keep_others(known),
+            none => *none = Some(known),
+        }
+    }
+    store(&record, &path);
 }
 
 /// One line about a finding.
@@ -131,12 +159,19 @@ pub fn describe(finding: &Finding) -> String {
         Outcome::Deviation(d) => format!("is {d:.2} of the allowed distance from the reference"),
         Outcome::Failed(error) => format!("failed: {error}"),
     };
-    format!("{} in {activation}, {}: {outcome}", finding.op, finding.case)
+    let kernel = finding.kernel.map(|kernel| format!(" (kernel {})", kernel.name));
+    let kernel = kernel.unwrap_or_default();
+    format!("{} in {activation}, {}{kernel}: {outcome}", finding.op, finding.case)
+}
+
+/// A kernel that may be switched off or preferred.
+fn find_kernel(name: &str) -> Option<&'static KernelSpec> {
+    cuda_kernels().chain(&CUBLASLT).find(|kernel| kernel.name == name)
 }
 
 fn switch_off(device: &CudaDevice, names: &[String]) {
     for name in names {
-        if let Some(kernel) = cuda_kernels().find(|kernel| kernel.name == name) {
+        if let Some(kernel) = find_kernel(name) {
             tracing::warn!(
                 device = device.name(),
                 kernel = name,
@@ -148,9 +183,8 @@ fn switch_off(device: &CudaDevice, names: &[String]) {
 }
 
 fn prefer(device: &CudaDevice, pairs: &[[String; 2]]) {
-    let find = |name: &String| cuda_kernels().find(|kernel| kernel.name == name);
     for [usual, faster] in pairs {
-        if let (Some(usual), Some(faster)) = (find(usual), find(faster)) {
+        if let (Some(usual), Some(faster)) = (find_kernel(usual), find_kernel(faster)) {
             device.prefer(usual, faster);
         }
     }
@@ -193,11 +227,11 @@ mod tests {
     fn a_record_comes_back_as_it_was_kept() {
         let folder = tempfile::tempdir().expect("a folder");
         let record = Record {
-            subject: subject(),
             switched_off: vec!["linear_w4_bf16_m16".into()],
             preferred: vec![["linear_w8_bf16_m16".into(), "linear_w8_bf16_m32".into()]],
+            ..open_record(subject())
         };
-        keep(&record, folder.path());
+        keep(record.clone(), folder.path());
         let path = record.subject.path(folder.path());
         assert_eq!(load(&path), Some(record));
         let name = path.file_name().and_then(|n| n.to_str()).expect("a name");

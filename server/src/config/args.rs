@@ -78,6 +78,11 @@ pub struct ServeArgs {
     /// Launch every GPU kernel by itself instead of replaying recorded decode steps (CUDA graphs)
     #[arg(long)]
     pub enforce_eager: bool,
+    /// Who multiplies with unquantised weights on a GPU: auto takes cuBLASLt for those shapes with
+    /// which it is right and the fastest, if it is installed; own never; cublaslt wherever it is
+    /// right
+    #[arg(long, value_enum, default_value_t = MatmulChoice::Auto)]
+    pub cuda_matmul: MatmulChoice,
     /// Seconds without progress after which a rank or device counts as lost; 0: never
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=3600))]
@@ -347,6 +352,13 @@ pub enum ReasoningParser {
     Auto,
     None,
     Qwen3,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MatmulChoice {
+    Auto,
+    Own,
+    Cublaslt,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

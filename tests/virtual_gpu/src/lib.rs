@@ -16,6 +16,7 @@ pub mod memory;
 pub mod checks;
 pub mod counters;
 pub mod exec;
+pub mod link;
 
 pub use checks::{CheckKind, Checks, Violation};
 pub use counters::Counters;

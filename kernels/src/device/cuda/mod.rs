@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod buffer;
+pub mod cublaslt;
 pub mod graph;
 pub mod images;
 pub mod spec;
@@ -15,6 +16,7 @@ pub use graph::{Event, Graph};
 pub use spec::{Arg, Geometry, KernelSpec, Param};
 
 use crate::{DType, KernelError};
+use cublaslt::{Algorithms, Handle};
 use cudarc::driver::result::DriverError;
 use cudarc::driver::{result, sys};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -45,6 +47,8 @@ struct Inner {
     /// Address of the scratch memory, 0 before its first use.
     scratch: Mutex<u64>,
     choices: Mutex<Choices>,
+    /// Of cuBLASLt, from its first use on.
+    cublaslt: Mutex<Option<Handle>>,
 }
 
 /// Which of several kernels that compute the same bits is launched; filled by what was found out
@@ -55,6 +59,8 @@ struct Choices {
     switched_off: BTreeSet<&'static str>,
     /// Kernel that would be launched -> the faster one on this device.
     preferred: BTreeMap<&'static str, &'static KernelSpec>,
+    /// Activation format and shape of weights that cuBLASLt multiplies with.
+    products: BTreeMap<(DType, [usize; 2]), Algorithms>,
 }
 
 #[derive(Default)]
@@ -102,8 +108,17 @@ impl CudaDevice {
         // SAFETY: the context was just retained.
         unsafe { result::ctx::set_current(context) }?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
-        let (kernels, scratch, choices) = Default::default();
-        let inner = Inner { ordinal, device, context, stream, name, kernels, scratch, choices };
+        let inner = Inner {
+            ordinal,
+            device,
+            context,
+            stream,
+            name,
+            kernels: Mutex::default(),
+            scratch: Mutex::default(),
+            choices: Mutex::default(),
+            cublaslt: Mutex::default(),
+        };
         Ok(CudaDevice { inner: Arc::new(inner), activation: DType::BF16 })
     }
 
@@ -197,6 +212,34 @@ impl CudaDevice {
     /// What to launch where `usual` would be: itself, unless told otherwise.
     pub fn preferred(&self, usual: &'static KernelSpec) -> &'static KernelSpec {
         self.choices().preferred.get(usual.name).copied().unwrap_or(usual)
+    }
+
+    /// From now on plain weights [out_features, in_features] without a bias are loaded for
+    /// cuBLASLt, or for our own kernels again.
+    pub fn choose_product(&self, shape: [usize; 2], choice: Option<Algorithms>) {
+        let key = (self.activation, shape);
+        match choice {
+            Some(algorithms) => self.choices().products.insert(key, algorithms),
+            None => self.choices().products.remove(&key),
+        };
+    }
+
+    /// What `choose_product` was last told of this shape and the device's activation format.
+    pub fn chosen_product(&self, shape: [usize; 2]) -> Option<Algorithms> {
+        self.choices().products.get(&(self.activation, shape)).copied()
+    }
+
+    /// cuBLASLt's handle on this device, made at the first call, which must not be inside a
+    /// recording.
+    fn cublaslt(&self) -> Result<Handle, KernelError> {
+        let mut handle = self.inner.cublaslt.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = *handle {
+            return Ok(handle);
+        }
+        self.bind()?;
+        let made = Handle::new()?;
+        *handle = Some(made);
+        Ok(made)
     }
 
     fn choices(&self) -> MutexGuard<'_, Choices> {
@@ -335,6 +378,10 @@ impl Drop for Inner {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
+            let handle = self.cublaslt.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if let Some(handle) = handle.take() {
+                handle.destroy();
+            }
             let kernels = self.kernels.get_mut().unwrap_or_else(PoisonError::into_inner);
             for module in kernels.modules.values() {
                 let _ = result::module::unload(*module);

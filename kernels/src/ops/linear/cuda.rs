@@ -3,6 +3,7 @@
 pub mod layout;
 pub mod groups;
 pub mod pack;
+pub mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -11,6 +12,7 @@ use crate::{DType, KernelError, Tensor};
 use groups::Groups;
 use layout::{Format, Layout, PIECE_N, SPLITS_MAX, TILE_K, TILE_N};
 use pack::Packed;
+use rows::Rows;
 
 /// Rows of x that one block computes, one kernel each.
 const HEIGHTS: [usize; 4] = [16, 32, 64, 128];
@@ -60,10 +62,35 @@ macro_rules! specs {
 pub const KERNELS: &[KernelSpec] =
     specs!("linear_plain" "linear_w8" "linear_w4" "linear_w4k" "linear_w8k" "linear_w4z");
 
+/// cuBLASLt as one more kernel for plain weights, by which it is named where kernels are tried,
+/// switched off and reported: BF16, then F16. It is not launched by this name.
+pub static CUBLASLT: [KernelSpec; 2] = [
+    KernelSpec { module: "linear_plain", name: "cublaslt_bf16", params: &[] },
+    KernelSpec { module: "linear_plain", name: "cublaslt_f16", params: &[] },
+];
+
+/// That of `CUBLASLT` for this activation format.
+pub fn cublaslt(activation: DType) -> &'static KernelSpec {
+    &CUBLASLT[usize::from(activation == DType::F16)]
+}
+
 /// A weight in device memory.
 #[derive(Debug)]
 pub struct DeviceWeight {
     layout: Layout,
+    form: Form,
+}
+
+#[derive(Debug)]
+enum Form {
+    /// For our own kernels.
+    Tiles(Tiles),
+    /// For cuBLASLt.
+    Rows(Box<Rows>),
+}
+
+#[derive(Debug)]
+struct Tiles {
     codes: DeviceBuffer,
     headers: DeviceBuffer,
 }
@@ -71,7 +98,7 @@ pub struct DeviceWeight {
 impl DeviceWeight {
     /// Repacks `bytes` for the activation dtype of `device` and copies them there.
     ///
-    /// Errors: `OutOfMemory`, `Device`.
+    /// Errors: `OutOfMemory`; `Device`, also when all kernels for such weights are switched off.
     pub fn new(
         device: &CudaDevice,
         dtype: DType,
@@ -80,8 +107,31 @@ impl DeviceWeight {
         bytes: &[u8],
     ) -> Result<DeviceWeight, KernelError> {
         let layout = Layout { format: Format::of(dtype), out_features, in_features };
+        expect_kernel(device, &layout)?;
         let packed = Packed::new(&layout, dtype, device.activation_dtype(), bytes)?;
         Self::of_packed(device, layout, &packed)
+    }
+
+    /// As `new`, for products that get no bias: cuBLASLt's form of the weight, where it was chosen
+    /// for such weights on this device.
+    ///
+    /// Errors: as `new`.
+    pub fn without_bias(
+        device: &CudaDevice,
+        dtype: DType,
+        out_features: usize,
+        in_features: usize,
+        bytes: &[u8],
+    ) -> Result<DeviceWeight, KernelError> {
+        let layout = Layout { format: Format::of(dtype), out_features, in_features };
+        let chosen = device.chosen_product([out_features, in_features]);
+        match chosen.filter(|_| layout.format == Format::Plain) {
+            Some(algorithms) => {
+                let rows = Rows::new(device, &layout, &algorithms, dtype, bytes)?;
+                Ok(DeviceWeight { layout, form: Form::Rows(Box::new(rows)) })
+            }
+            None => Self::new(device, dtype, out_features, in_features, bytes),
+        }
     }
 
     /// As `new`, for a weight in groups of 4-bit codes.
@@ -98,12 +148,15 @@ impl DeviceWeight {
     ) -> Result<DeviceWeight, KernelError> {
         let codes = DeviceBuffer::from_bytes(device, &packed.codes)?;
         let headers = DeviceBuffer::from_bytes(device, &packed.headers)?;
-        Ok(DeviceWeight { layout, codes, headers })
+        Ok(DeviceWeight { layout, form: Form::Tiles(Tiles { codes, headers }) })
     }
 
     /// Bytes on the device.
     pub fn num_bytes(&self) -> usize {
-        self.codes.len() + self.headers.len()
+        match &self.form {
+            Form::Tiles(Tiles { codes, headers }) => codes.len() + headers.len(),
+            Form::Rows(rows) => rows.num_bytes(),
+        }
     }
 }
 
@@ -112,7 +165,6 @@ impl DeviceWeight {
 enum Epilogue {
     StoreActivation = 0,
     StoreF32 = 1,
-    AddF32 = 2,
 }
 
 /// The kernel and the grid of a launch. Every plan for a weight gives the same bits.
@@ -179,9 +231,7 @@ impl Plan {
         let first = (0..HEIGHTS.len()).find(|&height| kernel(height) == preferred).unwrap_or(0);
         let mut heights = (first..HEIGHTS.len()).chain((0..first).rev());
         let height = heights.find(|&height| !device.is_switched_off(kernel(height)));
-        let height = height.ok_or_else(|| {
-            KernelError::Device(format!("all kernels for weights of {format:?} are switched off"))
-        })?;
+        let height = height.ok_or_else(|| no_kernel(format, activation))?;
         Ok(Self::with_height(layout, num_rows, height))
     }
 
@@ -221,6 +271,26 @@ impl Plan {
         let shared_bytes = u32_of(shared_bytes(layout.format, self.height, self.splits));
         Geometry { grid, block_threads, shared_bytes }
     }
+}
+
+/// Errors: `Device` when no kernel may multiply with such a weight.
+fn expect_kernel(device: &CudaDevice, layout: &Layout) -> Result<(), KernelError> {
+    match can_multiply(device, layout.format) {
+        true => Ok(()),
+        false => Err(no_kernel(layout.format, device.activation_dtype())),
+    }
+}
+
+/// Whether one of our own kernels may multiply with weights of `format`.
+pub fn can_multiply(device: &CudaDevice, format: Format) -> bool {
+    let kernels = kernels_for(format, device.activation_dtype());
+    kernels.iter().any(|kernel| !device.is_switched_off(kernel))
+}
+
+fn no_kernel(format: Format, activation: DType) -> KernelError {
+    let names: Vec<&str> = kernels_for(format, activation).iter().map(|k| k.name).collect();
+    let names = names.join(", ");
+    KernelError::Device(format!("all kernels for these weights are switched off: {names}"))
 }
 
 fn kernel(format: Format, activation: DType, height: usize) -> &'static KernelSpec {
@@ -316,19 +386,12 @@ pub fn linear(
         DType::F32 => Epilogue::StoreF32,
         _ => Epilogue::StoreActivation,
     };
+    if let Form::Rows(rows) = &weight.form {
+        assert!(bias.is_none(), "the weight was loaded for products without a bias");
+        return rows.multiply(out, x);
+    }
     let plan = Plan::on_device(device, &weight.layout, x.rows())?;
     launch(device, plan, epilogue, out, x, weight, bias)
-}
-
-pub fn linear_add(
-    device: &CudaDevice,
-    out: &mut Tensor,
-    x: &Tensor,
-    weight: &DeviceWeight,
-    bias: Option<&Tensor>,
-) -> Result<(), KernelError> {
-    let plan = Plan::on_device(device, &weight.layout, x.rows())?;
-    launch(device, plan, Epilogue::AddF32, out, x, weight, bias)
 }
 
 fn launch(
@@ -341,6 +404,7 @@ fn launch(
     bias: Option<&Tensor>,
 ) -> Result<(), KernelError> {
     let (layout, num_rows) = (&weight.layout, x.rows());
+    let Form::Tiles(tiles) = &weight.form else { panic!("not a weight for our own kernels") };
     if num_rows == 0 {
         return Ok(());
     }
@@ -348,8 +412,8 @@ fn launch(
     let args = [
         Arg::Ptr(out.device_ptr()),
         Arg::Ptr(x.device_ptr()),
-        Arg::Ptr(weight.codes.ptr()),
-        Arg::Ptr(weight.headers.ptr()),
+        Arg::Ptr(tiles.codes.ptr()),
+        Arg::Ptr(tiles.headers.ptr()),
         Arg::Ptr(bias.map_or(0, Tensor::device_ptr)),
         Arg::U32(u32_of(num_rows)),
         Arg::U32(u32_of(layout.out_features)),

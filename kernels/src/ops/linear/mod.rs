@@ -6,9 +6,11 @@ pub mod cuda;
 #[cfg(test)]
 mod tests;
 
-use super::{expect, not_on};
+use super::expect;
+use crate::device::cuda::CudaDevice;
 use crate::{Backend, DType, KernelError, Tensor};
 use bytes::Bytes;
+use cuda::DeviceWeight;
 
 const OP: &str = "linear";
 
@@ -52,21 +54,51 @@ enum Storage {
     Raw(Bytes),
     /// In tiles, for the CPU.
     Packed(cpu::pack::Packed),
-    /// In tiles, on a GPU.
-    Device(cuda::DeviceWeight),
+    /// On a GPU.
+    Device(DeviceWeight),
 }
+
+/// One of the two ways to load a weight on a GPU.
+type LoadOnDevice =
+    fn(&CudaDevice, DType, usize, usize, &[u8]) -> Result<DeviceWeight, KernelError>;
 
 impl Weight {
     /// Takes `bytes`, row-major as in the checkpoint, and prepares them for `backend`. A row gives
     /// the same bits in a weight that holds a part of another's rows.
     ///
-    /// Errors: `Shape` if `bytes` is not [out_features, in_features] of `dtype`; `OutOfMemory`.
+    /// Errors: `Shape` if `bytes` is not [out_features, in_features] of `dtype`; `OutOfMemory`;
+    /// `Device` when no kernel for such weights is to be trusted.
     pub fn load(
         backend: &Backend,
         dtype: DType,
         out_features: usize,
         in_features: usize,
         bytes: Bytes,
+    ) -> Result<Weight, KernelError> {
+        Self::load_with(backend, dtype, out_features, in_features, bytes, DeviceWeight::new)
+    }
+
+    /// As `load`, for a weight whose products get no bias. On CUDA they are computed by cuBLASLt
+    /// where that was chosen for weights of this shape; then a part of its rows, being of another
+    /// shape, may give other bits. `linear` panics when such a weight meets a bias.
+    pub fn load_without_bias(
+        backend: &Backend,
+        dtype: DType,
+        out_features: usize,
+        in_features: usize,
+        bytes: Bytes,
+    ) -> Result<Weight, KernelError> {
+        let load_on_device = DeviceWeight::without_bias;
+        Self::load_with(backend, dtype, out_features, in_features, bytes, load_on_device)
+    }
+
+    fn load_with(
+        backend: &Backend,
+        dtype: DType,
+        out_features: usize,
+        in_features: usize,
+        bytes: Bytes,
+        load_on_device: LoadOnDevice,
     ) -> Result<Weight, KernelError> {
         let expected_len = dtype.row_bytes(in_features).and_then(|n| n.checked_mul(out_features));
         if expected_len != Some(bytes.len()) || bytes.is_empty() {
@@ -88,9 +120,7 @@ impl Weight {
                 &bytes,
             )?),
             Backend::Cuda(device) => {
-                let weight =
-                    cuda::DeviceWeight::new(device, dtype, out_features, in_features, &bytes)?;
-                Storage::Device(weight)
+                Storage::Device(load_on_device(device, dtype, out_features, in_features, &bytes)?)
             }
         };
         Ok(Weight { dtype, out_features, in_features, storage })
@@ -122,7 +152,7 @@ impl Weight {
     }
 
     /// As `raw`.
-    fn on_device(&self) -> &cuda::DeviceWeight {
+    fn on_device(&self) -> &DeviceWeight {
         match &self.storage {
             Storage::Device(weight) => weight,
             _ => panic!("this weight was not loaded for the CUDA backend"),
@@ -178,28 +208,6 @@ pub fn linear_many(
                 reference::linear(out, x, weight, *bias);
             }
         }
-    }
-    Ok(())
-}
-
-/// out += x W^T + bias: a projection that adds to the hidden state.
-///
-/// Shapes and numbers: as `linear`, `out` F32; one more f32 rounding, that of the last addition.
-/// Errors: as `linear`; `Backend` on the CPU, where `add_assign` does it.
-pub fn linear_add(
-    backend: &Backend,
-    out: &mut Tensor,
-    x: &Tensor,
-    weight: &Weight,
-    bias: Option<&Tensor>,
-) -> Result<(), KernelError> {
-    check(backend, out, DType::F32, x, weight, bias)?;
-    match backend {
-        Backend::Cpu(_) => return Err(not_on("linear_add", backend)),
-        Backend::Cuda(device) => {
-            cuda::linear_add(device, out, x, weight.on_device(), bias)?;
-        }
-        Backend::Reference => reference::linear_add(out, x, weight, bias),
     }
     Ok(())
 }

@@ -27,8 +27,6 @@
 enum Epilogue : uint32_t {
     STORE_ACT = 0,
     STORE_F32 = 1,
-    // Adds to what `out` (f32) holds.
-    ADD_F32 = 2,
 };
 
 enum Splits : uint32_t {
@@ -366,14 +364,8 @@ struct Multiply {
                            Number<Act>::pair_from_f32(totals[2], totals[3]));
             return;
         }
-        float4* out = reinterpret_cast<float4*>(static_cast<float*>(problem.out) + at);
-        if (problem.epilogue == STORE_F32) {
-            *out = make_float4(totals[0], totals[1], totals[2], totals[3]);
-            return;
-        }
-        const float4 before = *out;
-        *out = make_float4(__fadd_rn(before.x, totals[0]), __fadd_rn(before.y, totals[1]),
-                           __fadd_rn(before.z, totals[2]), __fadd_rn(before.w, totals[3]));
+        *reinterpret_cast<float4*>(static_cast<float*>(problem.out) + at) =
+            make_float4(totals[0], totals[1], totals[2], totals[3]);
     }
 
     __device__ __forceinline__ void store_one(size_t at, float value) {
@@ -381,8 +373,7 @@ struct Multiply {
             static_cast<Act*>(problem.out)[at] = Number<Act>::from_f32(value);
             return;
         }
-        float* out = static_cast<float*>(problem.out) + at;
-        *out = problem.epilogue == ADD_F32 ? __fadd_rn(*out, value) : value;
+        static_cast<float*>(problem.out)[at] = value;
     }
 };
 

@@ -18,11 +18,3 @@ pub fn linear(out: &mut Tensor, x: &Tensor, weight: &Weight, bias: Option<&Tenso
         }
     }
 }
-
-pub fn linear_add(out: &mut Tensor, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) {
-    let before = out.f32().to_vec();
-    linear(out, x, weight, bias);
-    for (out, before) in out.f32_mut().iter_mut().zip(before) {
-        *out += before;
-    }
-}

@@ -239,7 +239,7 @@ fn check_sums(case: &Case, name: &str, dtype: DType, w: &[f64], out: &[f32]) {
 }
 
 #[test]
-fn results_on_a_gpu_are_rounded_or_added_at_the_very_end() {
+fn results_on_a_gpu_are_rounded_at_the_very_end() {
     // 40 columns end within a tile; 33 outputs of a row do not start at multiples of 16 bytes.
     for (device, n) in cuda_devices().into_iter().flat_map(|d| [(d.clone(), 40), (d, 33)]) {
         let dtype = device.activation_dtype();
@@ -258,11 +258,6 @@ fn results_on_a_gpu_are_rounded_or_added_at_the_very_end() {
             linear(&backend, &mut out, &x, &weight, Some(&bias)).expect("shapes fit");
             let rounded: Vec<f32> = sums.iter().map(|&x| round_to(dtype, x) as f32).collect();
             assert_same_bits(&out.to_f32().expect("read"), &rounded, &name);
-
-            let mut out = on(&backend, DType::F32, &shape, &before);
-            linear_add(&backend, &mut out, &x, &weight, Some(&bias)).expect("shapes fit");
-            let added: Vec<f32> = sums.iter().zip(&before).map(|(x, y)| x + y).collect();
-            assert_same_bits(&out.to_f32().expect("read"), &added, &name);
         }
     }
 }

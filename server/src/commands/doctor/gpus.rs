@@ -1,18 +1,33 @@
 //! What `doctor` finds out about the GPUs: does every kernel agree with the reference, and how fast
 //! is it all. The result for servers on this machine is kept, see `qualification`.
 
+use crate::commands::qualification::products::{self, Clock, Product, Products};
 use crate::commands::qualification::{self, Record, Subject, describe};
 use crate::config::GpuTrial;
 use crate::units::format_bytes;
 use kernels::KernelError;
-use kernels::device::cuda::{self, CudaDevice, images};
+use kernels::device::cuda::{self, CudaDevice, cublaslt, images};
+use kernels::ops::linear::cuda as linear;
 use kernels::qualify::speed::{Race, Timing, measure, race};
 use kernels::qualify::{Depth, Finding, Outcome, all_reduce, qualify};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Of a device whose driver names it so, nothing that has to do with time means anything.
-const VIRTUAL_MARK: &str = "no hardware";
+/// Outputs and inputs of the weights of Qwen3 0.6B and 8B, the heads left out. A server tries those
+/// of other models when it first starts.
+const PRODUCTS: [[usize; 2]; 9] = [
+    [2048, 1024],
+    [1024, 1024],
+    [1024, 2048],
+    [3072, 1024],
+    [1024, 3072],
+    [4096, 4096],
+    [1024, 4096],
+    [12_288, 4096],
+    [4096, 12_288],
+];
+/// What a virtual GPU can do in no time.
+const PRODUCTS_OF_A_VIRTUAL_GPU: [[usize; 2]; 1] = [[256, 512]];
 
 /// Prints what was found, and gives it as JSON: one entry for each GPU, and what became of a sum
 /// over all of them. Also says whether all is well.
@@ -81,7 +96,7 @@ fn examine_one(
         format_bytes(free as u64),
         format_bytes(total as u64)
     );
-    let is_virtual = device.name().contains(VIRTUAL_MARK);
+    let is_virtual = qualification::is_virtual(device);
     let mut entry = json!({
         "ordinal": device.ordinal(),
         "is_hardware": !is_virtual,
@@ -97,7 +112,8 @@ fn examine_one(
     }
     let record = try_kernels(device, trial, &subject, &mut entry);
     if trial == GpuTrial::Timed {
-        entry["timings"] = timings(device, is_virtual)?;
+        let told = timings(device, is_virtual);
+        entry["timings"] = told.unwrap_or_else(|error| json!({ "error": error.to_string() }));
     }
     let Some(mut record) = record else { return Ok((entry, false)) };
     if trial == GpuTrial::Timed {
@@ -109,8 +125,10 @@ fn examine_one(
                 |race: &Race| Some([race.usual.name.to_string(), race.winner()?.name.to_string()]);
             record.preferred = races.iter().filter_map(pair).collect();
         }
+        record.cublaslt = try_products(device)?;
+        entry["cublaslt"] = json!(&record.cublaslt);
     }
-    qualification::keep(&record, cache_dir);
+    qualification::keep(record, cache_dir);
     Ok((entry, true))
 }
 
@@ -144,6 +162,34 @@ fn try_kernels(
         }
     }
     record.ok()
+}
+
+/// Tries cuBLASLt with weight shapes of well-known models. `None` where it is not installed, or
+/// was found to be wrong with small ones.
+fn try_products(device: &CudaDevice) -> Result<Option<Products>, KernelError> {
+    let Some(library_version) = cublaslt::version() else {
+        println!("     cuBLASLt        not installed");
+        return Ok(None);
+    };
+    println!("     cuBLASLt        version {library_version}");
+    if device.is_switched_off(linear::cublaslt(device.activation_dtype())) {
+        return Ok(None);
+    }
+    let (shapes, clock) = match qualification::is_virtual(device) {
+        true => (&PRODUCTS_OF_A_VIRTUAL_GPU[..], Clock::Off),
+        false => (&PRODUCTS[..], Clock::On),
+    };
+    let tried = shapes.iter().map(|&shape| products::examine(device, shape, clock));
+    let shapes = tried.collect::<Result<Vec<_>, _>>()?;
+    for Product { out_features, in_features, refused, is_faster, .. } in &shapes {
+        let verdict = match (refused, is_faster) {
+            (Some(reason), _) => format!("refused: {reason}"),
+            (None, true) => "right and faster than our own kernels".to_string(),
+            (None, false) => "right".to_string(),
+        };
+        println!("       weights [{out_features}, {in_features}]: {verdict}");
+    }
+    Ok(Some(Products { library_version, shapes }))
 }
 
 fn case_json(finding: &Finding) -> Value {

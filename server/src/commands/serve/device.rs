@@ -1,5 +1,6 @@
 //! What computes: a device for each rank of this process, and which cores it has.
 
+use crate::commands::qualification::products;
 use crate::commands::{StartupError, qualification};
 use crate::config::{ComputeConfig, CpuPin, DeviceChoice, cuda_obstacle};
 use crate::machine;
@@ -82,6 +83,24 @@ impl Devices {
         for rank in &self.ranks {
             if let Backend::Cuda(device) = &rank.backend {
                 qualification::ensure(device, cache_dir)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Decides on the GPUs among them between our own kernels and cuBLASLt, for each weight
+    /// shape of a model.
+    ///
+    /// Errors: those of `products::choose`.
+    pub fn with_products(
+        self,
+        shapes: &[[usize; 2]],
+        config: &ComputeConfig,
+        cache_dir: &Path,
+    ) -> Result<Devices, StartupError> {
+        for rank in &self.ranks {
+            if let Backend::Cuda(device) = &rank.backend {
+                products::choose(device, shapes, config.matmul, cache_dir)?;
             }
         }
         Ok(self)
@@ -175,6 +194,7 @@ impl std::fmt::Display for Devices {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MatmulChoice;
     use crate::ranks::CudaGraphs;
 
     fn devices(threads: usize, num_ranks: usize) -> Devices {
@@ -185,6 +205,7 @@ mod tests {
             tensor_parallel: num_ranks,
             gpu_memory_fraction: 0.9,
             cuda_graphs: CudaGraphs::On,
+            matmul: MatmulChoice::Auto,
             stall_time_max: None,
         };
         Devices::share(&config, num_ranks, DType::BF16).expect("there is a CPU")

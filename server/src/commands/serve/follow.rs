@@ -31,7 +31,11 @@ fn follow(config: &ServeConfig, others: Others, follower: &Follower) -> Result<(
     let model = Opened::find(config, Some(&*messages))?;
     let devices = Devices::one_of(&config.compute, &*messages, model.activation())?;
     let memory = model.plan(config, &devices)?;
-    let devices = devices.qualified(&config.hub.cache_dir)?;
+    let devices = devices.qualified(&config.hub.cache_dir)?.with_products(
+        &model.plain_products(config).map_err(StartupError::from)?,
+        &config.compute,
+        &config.hub.cache_dir,
+    )?;
     let device = &devices.ranks[0];
     let setup = follower.offer(device.offer(&memory))?;
     let memory = memory.within(setup.room).map_err(StartupError::from)?;

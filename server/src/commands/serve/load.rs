@@ -22,6 +22,7 @@ use kernels::ops::WeightForm;
 use kernels::{Backend, DType};
 use models::weights::shard::num_kv_heads;
 use models::{ChatTemplateSource, Checkpoint, LoadError, ShardSpec};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -69,7 +70,11 @@ fn load_all(
         }
     };
     let mut memory = model.plan(config, &devices)?;
-    let devices = devices.qualified(&config.hub.cache_dir)?;
+    let devices = devices.qualified(&config.hub.cache_dir)?.with_products(
+        &model.plain_products(config)?,
+        &config.compute,
+        &config.hub.cache_dir,
+    )?;
     let mut setup = model.setup(config, Room::of(&memory));
     let (lost_sender, lost) = oneshot::channel();
     if let Some((_, leader)) = &others {
@@ -272,6 +277,19 @@ impl Opened {
             max_num_batched_tokens: config.limits.max_num_batched_tokens,
         };
         Ok(memory::plan(&self.checkpoint.config, &request)?)
+    }
+
+    /// Shapes of plain weights on the GPUs, over all ranks.
+    pub fn plain_products(&self, config: &ServeConfig) -> Result<Vec<[usize; 2]>, LoadError> {
+        if !uses_cuda(config.compute.device) {
+            return Ok(Vec::new());
+        }
+        let world_size = config.compute.tensor_parallel;
+        let mut shapes = BTreeSet::new();
+        for rank in 0..world_size {
+            shapes.extend(self.checkpoint.plain_products(ShardSpec { rank, world_size })?);
+        }
+        Ok(shapes.into_iter().collect())
     }
 
     fn setup(&self, config: &ServeConfig, room: Room) -> Setup {

@@ -17,6 +17,9 @@ pub struct Config {
     pub checks: Checks,
     /// `VIRTUAL_GPU_FAULT`: a comma list of faults to inject.
     pub faults: Vec<Fault>,
+    /// Kernels that `VIRTUAL_GPU_FAULT` names with `bug:KERNEL`: each of their additions of f32
+    /// numbers is a subtraction.
+    pub bugs: Vec<String>,
     /// `VIRTUAL_GPU_COMPUTE_CAPABILITY`: `8.0` unless told.
     pub model: DeviceModel,
     /// `VIRTUAL_GPU_REPORT`: file that gets the counters at exit.
@@ -76,6 +79,8 @@ impl Config {
             text.parse().ok().filter(|n| (1..=1024).contains(n))
         })?;
         let checks = get("VIRTUAL_GPU_CHECKS").unwrap_or_else(|| "all".to_owned());
+        let faults = get("VIRTUAL_GPU_FAULT").unwrap_or_default();
+        let bugs = items(&faults).filter_map(|item| item.strip_prefix("bug:"));
         let capability = get("VIRTUAL_GPU_COMPUTE_CAPABILITY").unwrap_or_else(|| "8.0".to_owned());
         Ok(Config {
             num_devices: num_devices as usize,
@@ -83,7 +88,8 @@ impl Config {
             seed,
             checks: parse_checks(&checks)
                 .map_err(|reason| format!("VIRTUAL_GPU_CHECKS is `{checks}`: {reason}"))?,
-            faults: parse_faults(&get("VIRTUAL_GPU_FAULT").unwrap_or_default())?,
+            faults: parse_faults(&faults)?,
+            bugs: bugs.map(str::to_owned).collect(),
             model: DeviceModel::find(&capability).ok_or_else(|| {
                 format!(
                     "VIRTUAL_GPU_COMPUTE_CAPABILITY is `{capability}`; it may be {}",
@@ -128,7 +134,14 @@ fn parse_checks(text: &str) -> Result<Checks, String> {
     Ok(checks)
 }
 
-/// `KIND:N` or `KIND:N@DEVICE`, separated by commas. `skip-collective` is for the NCCL library.
+fn items(faults: &str) -> impl Iterator<Item = &str> {
+    faults.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+/// Faults that are not counted here: those of modules, of the NCCL and of the cuBLASLt library.
+const FAULTS_ELSEWHERE: [&str; 3] = ["bug:", "skip-collective:", "cublaslt-"];
+
+/// `KIND:N` or `KIND:N@DEVICE`, separated by commas.
 fn parse_faults(text: &str) -> Result<Vec<Fault>, String> {
     let parse = |item: &str| {
         let (kind, rest) = item.split_once(':')?;
@@ -144,14 +157,14 @@ fn parse_faults(text: &str) -> Result<Vec<Fault>, String> {
         };
         Some(Fault { kind, nth: nth.parse().ok().filter(|nth| *nth > 0)?, device })
     };
-    text.split(',')
-        .map(str::trim)
-        .filter(|item| !item.is_empty() && !item.starts_with("skip-collective:"))
+    items(text)
+        .filter(|item| !FAULTS_ELSEWHERE.iter().any(|prefix| item.starts_with(prefix)))
         .map(|item| {
             parse(item).ok_or_else(|| {
                 format!(
                     "VIRTUAL_GPU_FAULT holds `{item}`; it may hold alloc:N, launch:N, lost:N (each \
-                     also with @DEVICE), skip-collective:RANK:N"
+                     also with @DEVICE), bug:KERNEL, skip-collective:RANK:N, cublaslt-wrong, \
+                     cublaslt-batch"
                 )
             })
         })

@@ -24,6 +24,23 @@ pub struct Image {
     pub cubin: Option<Vec<u8>>,
 }
 
+impl Image {
+    /// Turns every addition of f32 numbers in `kernel` into a subtraction, if the image holds it.
+    pub fn plant_bug(&mut self, kernel: &str) {
+        const ENTRY: &str = ".entry ";
+        let Some(start) = self.ptx.find(&format!("{ENTRY}{kernel}(")) else { return };
+        let from = start + ENTRY.len();
+        let end = self.ptx[from..].find(ENTRY).map_or(self.ptx.len(), |at| from + at);
+        let mut body = self.ptx[start..end].to_owned();
+        for rounding in ["", ".rn", ".ftz", ".rn.ftz"] {
+            let [add, sub] = ["add", "sub"].map(|op| format!("{op}{rounding}.f32"));
+            body = body.replace(&add, &sub);
+        }
+        eprintln!("virtual GPU: injected fault: {kernel} subtracts where it should add");
+        self.ptx.replace_range(start..end, &body);
+    }
+}
+
 /// Takes the PTX for compute capability `sm` out of the image at `image`.
 ///
 /// Errors: `INVALID_IMAGE` for what is none of the known forms; `NO_BINARY_FOR_GPU` for images

@@ -72,7 +72,7 @@ unsafe impl Send for HostPtr {}
 // SAFETY: as above; the pointer itself is only copied.
 unsafe impl Sync for HostPtr {}
 
-/// An operation of the NCCL library.
+/// An operation of the NCCL or the cuBLASLt library.
 pub struct External {
     /// Starts it. Returns [`EXTERNAL_PENDING`] if `virtual_gpu_complete` will end it, else a code.
     pub start: unsafe extern "C" fn(*mut c_void, Ticket) -> u32,

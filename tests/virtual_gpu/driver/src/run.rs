@@ -166,7 +166,7 @@ impl Driver {
                 Outcome::Done
             }
             Work::External(external) => {
-                // SAFETY: the NCCL library enqueued this function with this argument.
+                // SAFETY: the library enqueued this function with this argument.
                 match unsafe { (external.start)(external.data.0, job.ticket) } {
                     0 => Outcome::Done,
                     EXTERNAL_PENDING => Outcome::Pending,

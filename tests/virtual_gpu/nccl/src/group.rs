@@ -347,7 +347,8 @@ fn enqueue(comm: Arc<Comm>, stream: u64, calls: Vec<Call>) -> Result<()> {
     comm.place.watch();
     let bundle = Bundle { place: comm.place.clone(), rank: comm.rank, calls };
     let data = Box::into_raw(Box::new(bundle));
-    driver::enqueue(comm.device, stream, arrive, data.cast(), release)
+    // SAFETY: both take what came out of the box, `release` it back.
+    unsafe { driver::enqueue(comm.device, stream, arrive, data.cast(), release) }
 }
 
 unsafe extern "C" fn arrive(data: *mut c_void, ticket: Ticket) -> u32 {

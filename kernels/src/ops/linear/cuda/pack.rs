@@ -122,7 +122,7 @@ impl Job<'_> {
             for (i, value) in row.chunks(value_bytes).enumerate() {
                 let tile = i / TILE_K * self.layout.format.tile_bytes();
                 let at = tile + row_at + column_bytes[i % TILE_K];
-                let bits = bits_of(self.dtype, self.activation, value);
+                let bits = plain_bits(self.dtype, self.activation, value);
                 self.codes[at..at + 2].copy_from_slice(&bits.to_le_bytes());
             }
         }
@@ -205,7 +205,7 @@ fn column_offsets(place: impl Fn(Column) -> usize) -> [usize; TILE_K] {
 }
 
 /// A plain value as the bits of `activation`.
-fn bits_of(dtype: DType, activation: DType, value: &[u8]) -> u16 {
+pub(super) fn plain_bits(dtype: DType, activation: DType, value: &[u8]) -> u16 {
     let low = u16::from_le_bytes([value[0], value[1]]);
     if dtype == activation {
         return low;

@@ -10,4 +10,4 @@ pub mod launch;
 pub mod stream;
 pub mod event;
 pub mod graph;
-pub mod nccl;
+pub mod link;

@@ -199,7 +199,10 @@ unsafe fn load(call: &str, out: *mut u64, image: *const u8) -> Result<()> {
     state.refuse_during_capture(call)?;
     let sm = driver.config.model.sm();
     // SAFETY: as the caller promised.
-    let image = unsafe { fatbin::find_ptx(image, sm) }?;
+    let mut image = unsafe { fatbin::find_ptx(image, sm) }?;
+    for kernel in &driver.config.bugs {
+        image.plant_bug(kernel);
+    }
     // Parsing takes a while; other threads may work meanwhile.
     drop(state);
     let module = Arc::new(Module::load(image, sm)?);

@@ -97,6 +97,7 @@ fn lib_dir() -> &'static Path {
             ("libvirtual_cuda.so", "libcuda.so"),
             ("libvirtual_nccl.so", "libnccl.so.2"),
             ("libvirtual_nccl.so", "libnccl.so"),
+            ("libvirtual_cublaslt.so", "libcublasLt.so.13"),
         ] {
             let _ = std::fs::remove_file(dir.join(to));
             std::os::unix::fs::symlink(built.join(from), dir.join(to)).expect("link a library");

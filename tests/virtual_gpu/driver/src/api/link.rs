@@ -1,4 +1,5 @@
-//! What the NCCL library of the Virtual GPU needs of the driver. No program calls these.
+//! What the other libraries of the Virtual GPU, NCCL and cuBLASLt, need of the driver. No program
+//! calls these.
 
 use crate::abi::{Code, DevicePtr};
 use crate::entry::{driver_api, put};
@@ -8,7 +9,7 @@ use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
 driver_api! {
-    /// Enqueues an operation of the NCCL library; in a capture it becomes a node that runs at each
+    /// Enqueues an operation of such a library; in a capture it becomes a node that runs at each
     /// launch. `start` returns 0, an error, or `EXTERNAL_PENDING` if `virtual_gpu_complete` will
     /// end it.
     ///
@@ -32,7 +33,7 @@ driver_api! {
         if state.device_of(state.streams[&stream].context) != ordinal {
             return Err(Code::INVALID_HANDLE);
         }
-        state.submit("ncclCollective", stream, Work::External(external))?;
+        state.submit("a library's operation", stream, Work::External(external))?;
         Ok(())
     }
 
@@ -55,7 +56,7 @@ driver_api! {
         let driver = Driver::get()?;
         let memory = &driver.memories[driver.device(device)?];
         let read = memory.read(address, bytes).map_err(|message| {
-            eprintln!("virtual GPU: collective: {message}");
+            eprintln!("virtual GPU: a library's operation: {message}");
             Code::ILLEGAL_ADDRESS
         })?;
         std::ptr::copy_nonoverlapping(read.as_ptr(), out, bytes);
@@ -66,7 +67,7 @@ driver_api! {
         let driver = Driver::get()?;
         let memory = &driver.memories[driver.device(device)?];
         memory.write(address, std::slice::from_raw_parts(bytes, len)).map_err(|message| {
-            eprintln!("virtual GPU: collective: {message}");
+            eprintln!("virtual GPU: a library's operation: {message}");
             Code::ILLEGAL_ADDRESS
         })
     }
