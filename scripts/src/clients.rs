@@ -19,7 +19,7 @@ fn run_clients(url: &str) -> Result<()> {
 }
 
 pub fn run() -> Result<()> {
-    process::run(cargo(&["build", "--package", "server"]).args(mpi::features()))?;
+    process::run(cargo(&["build"]).args(process::MONSOON).args(mpi::features()))?;
     let mut command = Command::new(target_dir().join("debug/monsoon"));
     let server = Server::start(command.args(["serve", "--log-level", "warn"]))?;
     run_clients(&server.url)

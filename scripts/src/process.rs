@@ -25,6 +25,10 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// with one choice of features.
 pub const ALL_TARGETS: [&str; 3] = ["--workspace", "--bins", "--tests"];
 
+/// The same for `monsoon` alone. The workspace and one test are named so that its dependencies have
+/// the features that tests are built with: otherwise most would be compiled once more.
+pub const MONSOON: [&str; 5] = ["--workspace", "--bin", "monsoon", "--test", "tidy"];
+
 pub fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args);

@@ -8,13 +8,12 @@ use std::process::Command;
 /// The tests that have something to do on a GPU, as cargo is told of them. The whole workspace is
 /// named so that dependencies keep the features they were built with.
 const GPU_TESTS: [&[&str]; 4] = [
-    &["--package", "kernels", "--lib"],
+    // Of `kernels`: those of other libraries have other paths.
+    &["--workspace", "--lib", "--", "ops::", "device::", "comm::", "qualify::"],
     &["--workspace", "--test", "batch_invariance", "--test", "doctor", "--", "gpu"],
     &["--workspace", "--test", "cuda_server", "--test", "cuda_faults"],
     &["--workspace", "--test", "cublaslt", "--test", "gpu_check"],
 ];
-/// As `mpi::features`, where `kernels` alone is built.
-const KERNELS_FEATURES: [&str; 2] = ["--features", "kernels/mpi"];
 
 pub fn run() -> Result<()> {
     // Found by the build, which then compiles the GPU's kernels.
@@ -34,13 +33,9 @@ pub fn run() -> Result<()> {
 
 /// The same tests once more where there is a GPU: a virtual one, which interprets the PTX that
 /// ships.
-fn run_on_virtual_gpu(features: &'static [&'static str]) -> Result<()> {
+fn run_on_virtual_gpu(features: &[&str]) -> Result<()> {
     let lib_dir = virtual_gpu::install()?;
     for tests in GPU_TESTS {
-        let features: &[&str] = match tests[0] {
-            "--package" if !features.is_empty() => &KERNELS_FEATURES,
-            _ => features,
-        };
         let mut command = cargo(&["test"]);
         command.args(features).args(tests);
         command.env("LD_LIBRARY_PATH", &lib_dir).env("MONSOON_REQUIRE_CUDA", "1");
