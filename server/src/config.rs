@@ -243,6 +243,24 @@ fn text_slice(args: &ServeArgs) -> Result<TextSlice, ConfigError> {
     })
 }
 
+fn compute_config(args: &ServeArgs) -> ComputeConfig {
+    ComputeConfig {
+        device: args.device,
+        threads: args.threads,
+        cpu_pin: args.cpu_pin,
+        tensor_parallel: args.tensor_parallel_size,
+        gpu_memory_fraction: args.kv_memory_fraction,
+        cuda_graphs: match args.enforce_eager {
+            true => CudaGraphs::Off,
+            false => CudaGraphs::On,
+        },
+        matmul: args.cuda_matmul,
+        stall_time_max: Some(args.stall_timeout)
+            .filter(|&seconds| seconds > 0)
+            .map(Duration::from_secs),
+    }
+}
+
 fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, ConfigError> {
     check_device(&args)?;
     if args.max_num_batched_tokens < args.max_num_seqs {
@@ -261,7 +279,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
                 .into(),
         ));
     }
-    let text = text_slice(&args)?;
+    let (text, compute) = (text_slice(&args)?, compute_config(&args));
     Ok(ServeConfig {
         model: args.model,
         served_model_names: args.served_model_name,
@@ -276,21 +294,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
                 false => UnknownFieldsChoice::Ignored,
             },
         },
-        compute: ComputeConfig {
-            device: args.device,
-            threads: args.threads,
-            cpu_pin: args.cpu_pin,
-            tensor_parallel: args.tensor_parallel_size,
-            gpu_memory_fraction: args.kv_memory_fraction,
-            cuda_graphs: match args.enforce_eager {
-                true => CudaGraphs::Off,
-                false => CudaGraphs::On,
-            },
-            matmul: args.cuda_matmul,
-            stall_time_max: Some(args.stall_timeout)
-                .filter(|&seconds| seconds > 0)
-                .map(Duration::from_secs),
-        },
+        compute,
         cache: CacheConfig {
             block_size: args.block_size.tokens(),
             memory_bytes: args.kv_cache_memory,
