@@ -4,8 +4,9 @@
 use models::TokenId;
 use serde_json::{Value, json};
 use server::engine::PrefixCaching;
-use server::http::{Drained, HttpConfig, UnknownFields};
+use server::http::{Drained, HttpConfig, UnknownFields, listen};
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 use tests::http::{
     Answer, Body, Loaded, MAX_MODEL_LEN, Setup, TestServer, logprobs_of, post_bytes,
@@ -1058,6 +1059,20 @@ fn running_usage_is_in_every_chunk_when_asked_for() {
     assert!(plain.iter().all(|chunk| chunk.get("usage").is_none()));
     let heads = plain.iter().map(|chunk| (&chunk["id"], &chunk["created"], &chunk["model"]));
     assert_eq!(heads.collect::<std::collections::HashSet<_>>().len(), 1);
+}
+
+#[test]
+fn a_burst_of_connections_finds_room_before_any_is_accepted() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("one");
+    let _context = runtime.enter();
+    let listener = listen("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    let address = listener.local_addr().expect("bound");
+    // What the system allows at most, where it says so.
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
+    let most = most.and_then(|text| text.trim().parse().ok()).unwrap_or(128).min(500);
+    let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(900));
+    let connections: Vec<_> = (0..most).map(connect).collect();
+    assert!(connections.iter().all(Result::is_ok));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use server::engine::{
     Chunk, ChunkOutput, EngineConfig, EngineThread, LastStep, Overlap, Plan, PolicyKind,
     PrefixCaching, Runner, RunnerError, SampledToken, SamplingParams, StepOutput, TokenLogprobs,
 };
-use server::http::{AppState, Drained, HttpConfig, ServedModel, Serving, serve};
+use server::http::{AppState, Drained, HttpConfig, ServedModel, Serving, listen, serve};
 use server::text::{SpecialTokens, TextConfig, TextStage};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -214,7 +214,7 @@ impl TestServer {
             let mut builder = tokio::runtime::Builder::new_multi_thread();
             let runtime = builder.worker_threads(2).enable_all().build().expect("a runtime");
             runtime.block_on(async move {
-                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+                let listener = listen("127.0.0.1:0".parse().expect("an address")).expect("a port");
                 address_sender.send(listener.local_addr().expect("bound")).expect("the test");
                 let shutdown = async move { drop(stop.await) };
                 serve(listener, setup.http, state, shutdown).await

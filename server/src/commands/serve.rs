@@ -36,7 +36,7 @@ pub async fn run(config: ServeConfig, others: Option<Others>) -> Result<(), Comm
     start_logging(&config.log);
     let mut signals = Signals::new()
         .map_err(|source| StartupError::Io { path: "signal handlers".into(), source })?;
-    let (listener, address) = bind(&config).await?;
+    let (listener, address) = bind(&config)?;
     let state = AppState::new();
     let (stop, stopped) = oneshot::channel::<()>();
     let mut http =
@@ -112,10 +112,10 @@ async fn drain(
     Ok(())
 }
 
-async fn bind(config: &ServeConfig) -> Result<(TcpListener, SocketAddr), StartupError> {
+fn bind(config: &ServeConfig) -> Result<(TcpListener, SocketAddr), StartupError> {
     let address = SocketAddr::new(config.listen.host, config.listen.port);
     let bind_error = |source| StartupError::Bind { address, source };
-    let listener = TcpListener::bind(address).await.map_err(bind_error)?;
+    let listener = http::listen(address).map_err(bind_error)?;
     let bound = listener.local_addr().map_err(bind_error)?;
     Ok((listener, bound))
 }

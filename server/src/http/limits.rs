@@ -96,6 +96,9 @@ pub const TOOL_NAME_BYTES_MAX: usize = 128;
 pub const CONTENT_PARTS_MAX: usize = 1024;
 /// Bytes of one name-like field (model, user, cache_salt); beyond it 400.
 pub const NAME_BYTES_MAX: usize = 1024;
+/// Connections that wait to be accepted; the system may allow fewer. Further ones are not answered
+/// until their clients try again.
+pub const BACKLOG: u32 = 4096;
 /// What is read and thrown away of a body that is too long, so that a client that is still sending
 /// it sees the answer.
 pub const DISCARD_BYTES_MAX: usize = 1 << 20;

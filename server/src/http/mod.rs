@@ -33,5 +33,5 @@ mod tests;
 
 pub use auth::PUBLIC_ROUTES;
 pub use limits::{HttpConfig, UnknownFields};
-pub use server::{Drained, serve};
+pub use server::{Drained, listen, serve};
 pub use state::{AppState, ServedModel, Serving};

@@ -1,6 +1,6 @@
 //! Accepts connections and ends them: the limits on heads, time and number that lie below routing.
 
-use super::limits::HttpConfig;
+use super::limits::{BACKLOG, HttpConfig};
 use super::router::router;
 use super::stall::StallGuard;
 use super::state::{AppState, Context};
@@ -11,9 +11,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
@@ -81,6 +83,22 @@ pub async fn serve(
 }
 
 /// The next connection, once there is a place for it.
+/// Listens with room for a burst: where the system's own default is small, a client that finds the
+/// backlog full waits a second before it tries again.
+///
+/// Errors: the address is taken, or not of this machine.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A port of a server that has just ended is not taken.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
