@@ -57,7 +57,7 @@ impl StepRunner for ModelRunner {
         Ok(true)
     }
 
-    fn use_idle_time(&mut self) -> bool {
+    fn use_spare_time(&mut self) -> bool {
         self.ctx.kv_cache.touch_next()
     }
 

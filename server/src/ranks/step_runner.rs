@@ -33,8 +33,9 @@ pub(super) trait StepRunner {
     fn launch(&mut self, plan: &Plan) -> Result<(), StepError>;
     /// Whether the oldest plan under way is computed. Does not wait.
     fn is_done(&mut self) -> Result<bool, StepError>;
-    /// Does a little of what can wait until there is no plan; says whether there is more.
-    fn use_idle_time(&mut self) -> bool {
+    /// Does a little of what can wait, while there is no plan or after one; says whether there is
+    /// more.
+    fn use_spare_time(&mut self) -> bool {
         false
     }
     /// Waits for the oldest plan under way. Panics when there is none.

@@ -125,6 +125,8 @@ fn serve(
         if replies.send(Reply { rank, result }).is_err() || failed {
             return;
         }
+        // Under load that never ends there is no idle time.
+        runner.use_spare_time();
     }
 }
 
@@ -137,7 +139,7 @@ fn wait_for_plan(
         match plans.try_recv() {
             Ok(plan) => return Ok(plan),
             Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
-            Err(TryRecvError::Empty) if runner.use_idle_time() => {}
+            Err(TryRecvError::Empty) if runner.use_spare_time() => {}
             Err(TryRecvError::Empty) => {
                 return plans.recv().map_err(|_| RecvTimeoutError::Disconnected);
             }
