@@ -249,6 +249,8 @@ fn errors_have_anthropics_shape() {
         (json!({"thinking": {"type": "enabled", "budget_tokens": 1024}}), "budget_tokens"),
         (json!({"thinking": {"type": "maybe"}}), "thinking.type"),
         (json!({"n": 2}), "'n'"),
+        (json!({"logprobs": true}), "logprobs"),
+        (json!({"return_token_ids": true}), "return_token_ids"),
         (json!({"temperature": -1}), "temperature"),
     ];
     for (extra, piece) in rows {

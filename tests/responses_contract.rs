@@ -219,6 +219,8 @@ fn what_is_wrong_or_not_served_is_refused_by_name() {
         (json!({"background": true, "stream": true}), "background"),
         (json!({"n": 2}), "'n'"),
         (json!({"logprobs": true}), "logprobs"),
+        (json!({"prompt_logprobs": 1}), "prompt_logprobs"),
+        (json!({"include_reasoning": false}), "include_reasoning"),
         (json!({"max_output_tokens": 0}), "max_output_tokens"),
     ];
     for (extra, piece) in rows {

@@ -4,7 +4,9 @@ mod into_chat;
 
 use super::auth::Client;
 use super::body::read_fields;
-use super::chat_completions::{ChatRequest, MAX_TOKENS, MESSAGES, read_chat, start_chat};
+use super::chat_completions::{
+    ChatRequest, MAX_TOKENS, MESSAGES, read_chat, refuse_more_than_a_message, start_chat,
+};
 use super::choice::{Finish, Output, StopCause};
 use super::error::{ApiError, RequestError};
 use super::generation::{Call, Generation, Whole, text_error};
@@ -69,12 +71,9 @@ pub async fn messages(
     }
     into_chat(&mut fields)?;
     let request = ChatRequest::into_request(&mut fields, &serving.model, &context.config)?;
+    refuse_more_than_a_message(&request)?;
     let ignored = IgnoredFields::of(&fields, &chat_names(), &context.config)?;
     let (stream, model) = (request.common.stream, request.common.model.clone());
-    if request.common.n != 1 {
-        let value = request.common.n.to_string();
-        return Err(RequestError::Unsupported { field: "n".into(), value }.into());
-    }
     let (generation, _) = start_chat(&context, client, request, reservation, arrived).await?;
     let head = Head { id: format!("msg_{}", random_hex()), model };
     let response = match stream {

@@ -154,6 +154,24 @@ impl ChatRequest {
     }
 }
 
+/// Other APIs that are turned into a chat have no place for some of what a chat can answer.
+///
+/// Errors: the first field that asks for such a thing.
+pub fn refuse_more_than_a_message(request: &ChatRequest) -> Result<(), RequestError> {
+    let common = &request.common;
+    let asked = [
+        ("n", common.n != 1, common.n.to_string()),
+        (LOGPROBS.name, request.logprobs.is_some(), "true".into()),
+        ("prompt_logprobs", common.prompt_logprobs.is_some(), "a number".into()),
+        ("return_token_ids", common.returns_token_ids, "true".into()),
+        (INCLUDE_REASONING.name, request.reasoning == Reasoning::LeftOut, "false".into()),
+    ];
+    match asked.into_iter().find(|(_, is_asked, _)| *is_asked) {
+        Some((field, _, value)) => Err(RequestError::Unsupported { field: field.into(), value }),
+        None => Ok(()),
+    }
+}
+
 /// The conversation, and what to look for in the answer.
 ///
 /// Errors: messages, tools or template variables that are wrong.

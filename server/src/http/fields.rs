@@ -192,6 +192,22 @@ pub fn out_of_range(field: &str, value: &Value, range: String) -> RequestError {
     RequestError::OutOfRange { field: field.into(), value: show(value), range }
 }
 
+/// Takes the string `name` out of an object that stands at `field`.
+///
+/// Errors: it is missing, or no string.
+pub fn string_of(
+    field: &str,
+    name: &str,
+    object: &mut Map<String, Value>,
+) -> Result<String, RequestError> {
+    let field = format!("{field}.{name}");
+    match object.remove(name) {
+        None | Some(Value::Null) => Err(RequestError::Missing { field }),
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(wrong_type(&field, &other, "a string")),
+    }
+}
+
 /// A value for a message: short ones as they are, of long ones only the kind.
 pub fn show(value: &Value) -> String {
     match value {

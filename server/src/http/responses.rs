@@ -6,7 +6,7 @@ mod writer;
 
 use super::auth::Client;
 use super::body::read_fields;
-use super::chat_completions::{ChatRequest, start_chat};
+use super::chat_completions::{ChatRequest, refuse_more_than_a_message, start_chat};
 use super::choice::{Finish, Output};
 use super::error::{ApiError, RequestError, excerpt};
 use super::generation::{Generation, Whole};
@@ -36,19 +36,12 @@ pub async fn create(
     let (mut fields, reservation) = read_fields(&context, request).await?;
     let asked = into_chat(&mut fields, &context.responses, client)?;
     let request = ChatRequest::into_request(&mut fields, &serving.model, &context.config)?;
+    refuse_more_than_a_message(&request)?;
     let ignored = IgnoredFields::of(&fields, &chat_names(), &context.config)?;
-    let unsupported = |field: &str, value: String| {
-        ApiError::from(RequestError::Unsupported { field: field.into(), value })
-    };
-    if request.common.n != 1 {
-        return Err(unsupported("n", request.common.n.to_string()));
-    }
-    if request.logprobs.is_some() {
-        return Err(unsupported("logprobs", "true".into()));
-    }
     let stream = request.common.stream;
     if asked.in_background && stream.is_some() {
-        return Err(unsupported("background", "true with stream".into()));
+        let value = "true with stream".to_string();
+        return Err(RequestError::Unsupported { field: "background".into(), value }.into());
     }
     let in_background = asked.in_background;
     let draft = Draft::new(context.clone(), client, request.common.model.clone(), asked);

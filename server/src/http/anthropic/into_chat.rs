@@ -2,7 +2,7 @@
 
 use crate::http::chat_completions::{CHAT_TEMPLATE_KWARGS, ENABLE_THINKING, MESSAGES};
 use crate::http::error::{RequestError, excerpt};
-use crate::http::fields::{Field, Fields, Kind, out_of_range, show, wrong_type};
+use crate::http::fields::{Field, Fields, Kind, out_of_range, show, string_of, wrong_type};
 use crate::http::sampling::STOP;
 use crate::http::tools::{PARALLEL_TOOL_CALLS, TOOL_CHOICE, TOOLS};
 use serde_json::{Map, Value, json};
@@ -126,19 +126,6 @@ fn tool_result(field: &str, block: &mut Map<String, Value>) -> Result<Value, Req
         Some(content) => text_of(&format!("{field}.content"), content)?,
     };
     Ok(json!({"role": "tool", "tool_call_id": id, "content": content}))
-}
-
-fn string_of(
-    field: &str,
-    name: &str,
-    block: &mut Map<String, Value>,
-) -> Result<String, RequestError> {
-    let field = format!("{field}.{name}");
-    match block.remove(name) {
-        None | Some(Value::Null) => Err(RequestError::Missing { field }),
-        Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(wrong_type(&field, &other, "a string")),
-    }
 }
 
 /// A string, or text blocks joined with line feeds.

@@ -4,7 +4,7 @@ use super::store::ResponseStore;
 use crate::http::auth::Client;
 use crate::http::chat_completions::{ENABLE_THINKING, MAX_COMPLETION_TOKENS, MESSAGES};
 use crate::http::error::{RequestError, excerpt};
-use crate::http::fields::{Field, Fields, Kind, out_of_range, show, wrong_type};
+use crate::http::fields::{Field, Fields, Kind, out_of_range, show, string_of, wrong_type};
 use crate::http::sampling::{TEMPERATURE, TOP_P, USER};
 use crate::http::tools::{PARALLEL_TOOL_CALLS, TOOL_CHOICE, TOOLS};
 use serde_json::{Map, Value, json};
@@ -157,19 +157,6 @@ fn assistant_without_text(messages: &mut [Value]) -> Option<&mut Value> {
     messages.last_mut().filter(|last| {
         last["role"] == "assistant" && last["content"] == "" && last["tool_calls"].is_null()
     })
-}
-
-fn string_of(
-    field: &str,
-    name: &str,
-    item: &mut Map<String, Value>,
-) -> Result<String, RequestError> {
-    let field = format!("{field}.{name}");
-    match item.remove(name) {
-        None | Some(Value::Null) => Err(RequestError::Missing { field }),
-        Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(wrong_type(&field, &other, "a string")),
-    }
 }
 
 /// A string, or parts that are text joined with line feeds; nothing is no text.
