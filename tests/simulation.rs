@@ -6,13 +6,15 @@
 
 use models::TokenId;
 use server::engine::{
-    Engine, EngineConfig, EngineError, Event, FinishReason, Overlap, PolicyKind, PrefixCaching,
+    ConstraintSource, Engine, EngineConfig, EngineError, Event, FinishReason, Overlap, PolicyKind, PrefixCaching,
     Request, SamplingParams, SequenceId,
 };
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tests::fake_constraint::FakeConstraint;
 use tests::fake_runner::{
     FakeRunner, Fault, FaultAt, NUM_SALTS, VOCAB_SIZE, events_alone, salt, scatter,
 };
@@ -63,6 +65,10 @@ struct Coverage {
     cached_tokens: u64,
     evicted_blocks: u64,
     prefix_waits: u64,
+    /// Requests that their constraints ended.
+    failed: u64,
+    /// Steps in which all that was left awaited its constraint.
+    constraint_waits: u64,
     /// The client left while a step computed its sequence.
     aborted_under_way: u64,
     /// Steps that were launched while another was under way.
@@ -74,7 +80,7 @@ struct Coverage {
 }
 
 impl Coverage {
-    fn counts(&self) -> [u64; 10] {
+    fn counts(&self) -> [u64; 12] {
         [
             self.steps,
             self.finished,
@@ -85,6 +91,8 @@ impl Coverage {
             self.cached_tokens,
             self.evicted_blocks,
             self.prefix_waits,
+            self.failed,
+            self.constraint_waits,
             self.aborted_under_way,
         ]
     }
@@ -104,6 +112,8 @@ impl Coverage {
             cached_tokens: self.cached_tokens + other.cached_tokens,
             evicted_blocks: self.evicted_blocks + other.evicted_blocks,
             prefix_waits: self.prefix_waits + other.prefix_waits,
+            failed: self.failed + other.failed,
+            constraint_waits: self.constraint_waits + other.constraint_waits,
             aborted_under_way: self.aborted_under_way + other.aborted_under_way,
             overlapped_steps: self.overlapped_steps + other.overlapped_steps,
             from_last_step: self.from_last_step + other.from_last_step,
@@ -192,6 +202,8 @@ struct Client {
 enum End {
     Finished,
     Aborted,
+    /// Its constraint could not be followed.
+    Failed,
     Lost,
 }
 
@@ -255,18 +267,23 @@ impl Simulation {
 
     /// Returns whether the device still works.
     fn run_step(&mut self, scenario: &Scenario) -> bool {
-        let was_idle = self.engine.is_idle();
         let collected_before = self.engine.runner().num_collected();
         if self.engine.launch(self.now()).is_err() {
             return false;
         }
         self.engine.assert_consistent();
+        for (id, _, error) in self.engine.take_failed() {
+            self.receive(id, Event::Failed(error));
+        }
+        let is_computing = self.engine.is_computing();
+        let is_idle = self.engine.is_idle();
+        self.coverage.constraint_waits += u64::from(!is_computing && !is_idle);
         self.abort_due(scenario, Moment::BeforeCollect);
         let result = self.engine.collect();
         self.step += 1;
         let Ok(events) = result else { return false };
         let num_collected = self.engine.runner().num_collected() - collected_before;
-        assert_eq!(num_collected, u64::from(!was_idle), "each step gives results");
+        assert_eq!(num_collected, u64::from(is_computing), "each step gives results");
         self.engine.assert_consistent();
         self.coverage.prefix_waits += self.engine.stats().waiting_for_prefix as u64;
         for (id, event) in events {
@@ -315,12 +332,13 @@ impl Simulation {
         let stats = self.engine.stats();
         for (id, client) in &self.clients {
             let end = client.end.unwrap_or_else(|| panic!("{id:?} never ended"));
-            if end == End::Finished {
+            if matches!(end, End::Finished | End::Failed) {
                 assert_eq!(client.received.len(), client.expected.len(), "{id:?} got all events");
             }
             match end {
                 End::Finished => self.coverage.finished += 1,
                 End::Aborted => self.coverage.aborted += 1,
+                End::Failed => self.coverage.failed += 1,
                 End::Lost => self.coverage.lost += 1,
             }
         }
@@ -329,7 +347,7 @@ impl Simulation {
             assert_eq!(stats.blocks_free, stats.blocks_total, "all blocks are free at the end");
             assert_eq!((stats.running, stats.waiting_preempted), (0, 0));
             assert_eq!(stats.finished_stop + stats.finished_length, self.coverage.finished);
-            assert_eq!(stats.aborted, self.coverage.aborted);
+            assert_eq!((stats.aborted, stats.failed), (self.coverage.aborted, self.coverage.failed));
         }
         self.coverage.steps = stats.steps;
         self.coverage.preemptions = stats.preemptions;
@@ -359,6 +377,9 @@ impl Client {
         assert_eq!(Some(&comparable), self.expected.get(index), "event {index} is as it is alone");
         if matches!(comparable, Event::Finished { .. }) {
             self.end = Some(End::Finished);
+        }
+        if matches!(comparable, Event::Failed(_)) {
+            self.end = Some(End::Failed);
         }
         self.received.push(comparable);
     }
@@ -510,7 +531,17 @@ fn random_request(
         ..SamplingParams::default()
     };
     let priority = random.below(3) as i32;
-    Request { prompt, sampling, priority, cache_salt: salt(salt_index) }
+    let constraint = random.one_in(3).then(|| random_constraint(random));
+    Request { prompt, sampling, priority, cache_salt: salt(salt_index), constraint }
+}
+
+fn random_constraint(random: &mut Random) -> Arc<dyn ConstraintSource> {
+    Arc::new(FakeConstraint {
+        seed: random.next(),
+        delay: random.below(4),
+        is_constant: random.one_in(3),
+        tokens_max: random.one_in(6).then(|| random.below(6) as usize),
+    })
 }
 
 fn random_tokens(random: &mut Random, num_tokens: u64) -> Vec<TokenId> {

@@ -7,11 +7,14 @@
 
 use models::TokenId;
 use server::engine::{
-    BlockId, CacheSalt, Chunk, ChunkInput, ChunkOutput, Event, FinishReason, LastStep,
-    PLANS_UNDER_WAY_MAX, Plan, Request, Runner, RunnerError, SampleStep, SampledToken,
-    SamplingParams, SequenceId, StepOutput, TokenLogprobs,
+    Allowed, BlockId, CacheSalt, Chunk, ChunkInput, ChunkOutput, Constraint, ConstraintError,
+    EngineError, Event, FinishReason, LastStep, PLANS_UNDER_WAY_MAX, Plan, Request, Runner,
+    RunnerError, SampleStep, SampledToken, SamplingParams, SequenceId, StepOutput, TokenLogprobs,
+    TokenMask,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::task::Poll;
 
 /// Token ids are below this.
 pub const VOCAB_SIZE: u32 = 24;
@@ -243,10 +246,28 @@ pub fn events_alone(request: &Request, model_len_max: usize) -> Vec<Event> {
         events.push(Event::PromptLogprobs(scores));
     }
     let mut reason = FinishReason::Length;
+    let source = request.constraint.as_ref();
+    let mut constraint = source.map(|source| source.start(Arc::new(|| ())));
     for _ in 0..params.max_new_tokens {
+        let mask = match constraint.as_mut().map(|of| ask(of.as_mut())) {
+            None | Some(Ok(Allowed::Any)) => None,
+            Some(Ok(Allowed::Only(mask))) => Some(mask),
+            Some(Err(error)) => {
+                if token_ids.len() == request.prompt.len() {
+                    // It never began.
+                    events.clear();
+                }
+                events.push(Event::Failed(EngineError::Constraint { reason: error.reason }));
+                return events;
+            }
+        };
         let history = if params.needs_history() { token_ids.clone() } else { Vec::new() };
-        let sampled = sample(digest, params, token_ids.len(), request.prompt.len(), &history);
+        let mask = mask.as_deref();
+        let sampled = sample(digest, params, token_ids.len(), request.prompt.len(), &history, mask);
         let token = sampled.token;
+        if let Some(constraint) = &mut constraint {
+            constraint.advance(token);
+        }
         events.push(Event::Token(sampled));
         digest = digest.extend(token, token_ids.len());
         token_ids.push(token);
@@ -262,10 +283,20 @@ pub fn events_alone(request: &Request, model_len_max: usize) -> Vec<Event> {
     events
 }
 
+/// Until it answers.
+fn ask(constraint: &mut dyn Constraint) -> Result<Allowed, ConstraintError> {
+    loop {
+        if let Poll::Ready(allowed) = constraint.allowed(0) {
+            return allowed;
+        }
+    }
+}
+
 fn sample_step(digest: Digest, step: &SampleStep) -> SampledToken {
     let history_len = if step.params.needs_history() { step.position } else { 0 };
     assert_eq!(step.history.len(), history_len, "the history is whole");
-    sample(digest, &step.params, step.position, step.prompt_len, &step.history)
+    let mask = step.mask.as_deref();
+    sample(digest, &step.params, step.position, step.prompt_len, &step.history, mask)
 }
 
 /// Greedy or drawn by seed and position; looks at the history if it is there.
@@ -275,6 +306,7 @@ fn sample(
     position: usize,
     prompt_len: usize,
     history: &[TokenId],
+    mask: Option<&TokenMask>,
 ) -> SampledToken {
     let mut hash = scatter(digest.0 ^ scatter((prompt_len as u64) << 32 | position as u64));
     if params.temperature > 0.0 {
@@ -283,7 +315,10 @@ fn sample(
     for token in history {
         hash = scatter(hash ^ u64::from(token.0 + 1));
     }
-    let token = TokenId((hash % u64::from(VOCAB_SIZE)) as u32);
+    let first = (hash % u64::from(VOCAB_SIZE)) as u32;
+    let in_order = (0..VOCAB_SIZE).map(|i| TokenId((first + i) % VOCAB_SIZE));
+    let mut allowed = in_order.filter(|token| mask.is_none_or(|mask| mask.contains(*token)));
+    let token = allowed.next().expect("a mask has a token");
     SampledToken { token, logprobs: params.logprobs.map(|_| score_of(digest, token)) }
 }
 

@@ -6,7 +6,7 @@ use server::engine::{
     Chunk, ChunkOutput, EngineConfig, EngineThread, LastStep, Overlap, Plan, PolicyKind,
     PrefixCaching, Runner, RunnerError, SampledToken, SamplingParams, StepOutput, TokenLogprobs,
 };
-use server::http::{AppState, Drained, HttpConfig, ServedModel, Serving, listen, serve};
+use server::http::{AppState, Drained, HttpConfig, ServedModel, Serving, ThinkingModel, listen, serve};
 use server::text::{SpecialTokens, TextConfig, TextStage};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -326,6 +326,7 @@ fn load(state: &AppState, setup: &Setup, gate: &Arc<Gate>) -> EngineThread {
         eos_token_ids: vec![EOS],
         generation: GenerationDefaults { top_k: Some(20), ..GenerationDefaults::default() },
         tool_format: text.tool_format(),
+        thinking: ThinkingModel::of(&text),
     };
     state.set_serving(Serving { text, engine, model });
     thread

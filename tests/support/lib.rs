@@ -4,6 +4,7 @@
 pub mod golden;
 pub mod session;
 pub mod fake_runner;
+pub mod fake_constraint;
 pub mod http;
 pub mod observed;
 pub mod program;

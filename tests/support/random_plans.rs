@@ -175,6 +175,7 @@ impl<'a> Progress<'a> {
             position: end,
             prompt_len: self.request.prompt.len(),
             history: if sampling.needs_history() { self.token_ids.clone() } else { Vec::new() },
+            mask: None,
         });
         let prompt = &self.request.prompt;
         let targets = || prompt[prompt.len().min(start + 1)..prompt.len().min(end + 1)].to_vec();

@@ -122,6 +122,7 @@ pub fn random_requests(random: &mut Random, count: usize, prompt_len_max: usize)
             sampling: random_sampling(random),
             priority: random.below(3) as i32,
             cache_salt: CacheSalt::default(),
+        constraint: None,
         });
     }
     requests

@@ -1,7 +1,8 @@
 //! The engine thread: intake, schedule, launch, collect, commit, events.
 
+use super::constraint::Wake;
 use super::event_queue::EventSender;
-use super::handle::{EngineHandle, Intake, Shared};
+use super::handle::{EngineHandle, Intake, Shared, Wait};
 use super::plan::{Plan, SequenceId};
 use super::request::{EngineError, Event, Request};
 use super::runner::{Overlap, Runner, RunnerError};
@@ -12,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A scheduler and the runner that computes its plans: the whole engine, without thread or clock.
 pub struct Engine<R: Runner> {
@@ -25,8 +26,13 @@ pub struct Engine<R: Runner> {
 
 impl<R: Runner> Engine<R> {
     pub fn new(config: EngineConfig, runner: R) -> Self {
+        Self::waking(config, runner, Arc::new(|| ()))
+    }
+
+    /// `wake` is called, from any thread, when `awaits_constraints` may have ended.
+    pub fn waking(config: EngineConfig, runner: R, wake: Wake) -> Self {
         let (overlap, under_way) = (config.overlap, VecDeque::new());
-        Self { scheduler: Scheduler::new(config), runner, overlap, under_way }
+        Self { scheduler: Scheduler::new(config, wake), runner, overlap, under_way }
     }
 
     /// Takes in a request that has passed `EngineConfig::check`. `id` is new.
@@ -46,7 +52,10 @@ impl<R: Runner> Engine<R> {
     /// The events of one sequence are side by side.
     pub fn step(&mut self, now: Instant) -> Result<Vec<(SequenceId, Event)>, RunnerError> {
         self.launch(now)?;
-        self.collect()
+        let failed = self.scheduler.take_failed();
+        let mut events = self.collect()?;
+        events.extend(failed.into_iter().map(|(id, _, error)| (id, Event::Failed(error))));
+        Ok(events)
     }
 
     /// Starts a step, or as many as may be under way, while there is work that can be planned.
@@ -66,6 +75,11 @@ impl<R: Runner> Engine<R> {
         let Some(plan) = self.under_way.pop_front() else { return Ok(Vec::new()) };
         let output = self.runner.collect()?;
         Ok(self.scheduler.commit(plan, output))
+    }
+
+    /// Requests that have failed alone since the last call.
+    pub fn take_failed(&mut self) -> Vec<(SequenceId, Aborted, EngineError)> {
+        self.scheduler.take_failed()
     }
 
     /// Whether a step is launched and not collected.
@@ -99,7 +113,15 @@ pub fn start<R: Runner + 'static>(config: EngineConfig, runner: R) -> (EngineHan
     let (handle, shared) = EngineHandle::new(config.clone());
     let thread = std::thread::Builder::new()
         .name("engine".into())
-        .spawn(move || serve(Engine::new(config, runner), &shared))
+        .spawn(move || {
+            let door = Arc::downgrade(&shared);
+            let wake = move || {
+                if let Some(shared) = door.upgrade() {
+                    shared.wake();
+                }
+            };
+            serve(Engine::waking(config, runner, Arc::new(wake)), &shared)
+        })
         .expect("the system can start a thread");
     (handle, EngineThread(thread))
 }
@@ -150,10 +172,12 @@ fn run<R: Runner>(
 ) -> Result<(), RunnerError> {
     // Since then the oldest step under way is being computed.
     let mut step_start = None;
-    while let Some(intake) = shared.take(engine.is_idle()) {
+    let mut wait = Wait::Idle;
+    while let Some(intake) = shared.take(wait) {
         take_in(engine, shared, clients, intake);
         if engine.is_idle() {
             shared.publish(engine.stats());
+            wait = Wait::Idle;
             continue;
         }
         let now = Instant::now();
@@ -162,11 +186,18 @@ fn run<R: Runner>(
         for id in engine.launch(now)? {
             shared.leave_waiting(clients[&id].prompt_len);
         }
+        fail(engine, shared, clients);
         shared.publish(engine.stats());
+        if !engine.is_computing() {
+            shared.step_ended(Duration::ZERO);
+            wait = if engine.is_idle() { Wait::Idle } else { Wait::ForConstraints };
+            continue;
+        }
         let events = engine.collect()?;
         let end = Instant::now();
         shared.step_ended(end - start);
         step_start = engine.is_computing().then_some(end);
+        wait = if engine.is_idle() { Wait::Idle } else { Wait::No };
         // Before the events: a client that has seen its end finds it counted.
         shared.publish(engine.stats());
         deliver(events, clients);
@@ -191,6 +222,17 @@ fn take_in<R: Runner>(
         if engine.abort(id) == Aborted::Unstarted {
             shared.leave_waiting(client.prompt_len);
         }
+    }
+}
+
+/// Tells the clients of requests that have failed alone.
+fn fail<R: Runner>(engine: &mut Engine<R>, shared: &Shared, clients: &mut Clients) {
+    for (id, aborted, error) in engine.take_failed() {
+        let client = clients.remove(&id).expect("sequences have a client");
+        if aborted == Aborted::Unstarted {
+            shared.leave_waiting(client.prompt_len);
+        }
+        client.events.send([Event::Failed(error)]);
     }
 }
 

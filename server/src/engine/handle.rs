@@ -171,6 +171,16 @@ pub(super) struct Intake {
     pub aborts: Vec<SequenceId>,
 }
 
+/// Whether the engine has something to do before something arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    No,
+    /// All its sequences await their constraints.
+    ForConstraints,
+    /// It has no sequences.
+    Idle,
+}
+
 pub(super) struct Submission {
     pub id: SequenceId,
     pub request: Request,
@@ -193,6 +203,8 @@ pub(super) struct Shared {
 struct Door {
     phase: Phase,
     intake: Intake,
+    /// `Shared::wake` was called since the engine last looked.
+    is_woken: bool,
     next_id: u64,
     /// Reservations of requests that were never scheduled, and their prompt tokens.
     waiting: usize,
@@ -227,20 +239,30 @@ impl Drop for Owner {
 
 /// The engine's side.
 impl Shared {
-    /// Takes what has arrived; waits for something if the engine is idle. None when drained.
-    pub(super) fn take(&self, engine_is_idle: bool) -> Option<Intake> {
+    /// Takes what has arrived, and waits for something if there is nothing else to do. None when
+    /// drained.
+    pub(super) fn take(&self, wait: Wait) -> Option<Intake> {
         let mut door = self.lock();
         loop {
+            let is_woken = std::mem::take(&mut door.is_woken);
             let has_news = !door.intake.submissions.is_empty() || !door.intake.aborts.is_empty();
-            if has_news || !engine_is_idle {
+            let may_go_on = is_woken || wait == Wait::No;
+            if has_news || may_go_on {
                 return Some(std::mem::take(&mut door.intake));
             }
-            if matches!(door.phase, Phase::Draining) && door.waiting == 0 {
+            let is_over = wait == Wait::Idle && door.waiting == 0;
+            if matches!(door.phase, Phase::Draining) && is_over {
                 door.phase = Phase::Drained;
                 return None;
             }
             door = self.wake.wait(door).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// A sequence that awaited its constraint may go on.
+    pub(super) fn wake(&self) {
+        self.lock().is_woken = true;
+        self.wake.notify_one();
     }
 
     /// A request was scheduled for the first time, or aborted before that.
@@ -290,6 +312,7 @@ impl Shared {
             door: Mutex::new(Door {
                 phase: Phase::Open,
                 intake: Intake::default(),
+                is_woken: false,
                 next_id: 0,
                 waiting: 0,
                 waiting_tokens: 0,

@@ -1,5 +1,6 @@
 //! Decides what runs next: no JSON, no clock, no hidden randomness. Async ends at `handle.rs`.
 
+pub mod constraint;
 pub mod request;
 pub mod handle;
 mod event_queue;
@@ -13,6 +14,9 @@ pub mod runner;
 pub mod stats;
 
 pub use blocks::PrefixCaching;
+pub use constraint::{
+    Allowed, Constraint, ConstraintError, ConstraintSource, TokenMask, Wake,
+};
 pub use engine_loop::{Engine, EngineThread, start};
 pub use handle::{Admission, EngineHandle, EngineHealth, TokenStream};
 pub use plan::{

@@ -1,6 +1,7 @@
 //! `Plan`: one step's work as plain data, complete in itself so that it can travel to another
 //! machine.
 
+use super::constraint::TokenMask;
 use super::request::{SampledToken, SamplingParams, TokenLogprobs};
 use models::TokenId;
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,9 @@ pub struct SampleStep {
     /// All tokens before it when `params.needs_history()`, else empty. Of a chunk whose input is
     /// `FromLastStep` the last one is missing, since it is that input.
     pub history: Vec<TokenId>,
+    /// No other token may come. Bans that leave none of these are void.
+    #[serde(with = "shared_option")]
+    pub mask: Option<Arc<TokenMask>>,
 }
 
 /// Score `targets[i]` by the logits of the chunk's token i. There is one target fewer than tokens
@@ -137,6 +141,25 @@ impl LastStep {
     fn token(&self, sequence: SequenceId) -> &TokenId {
         let token = self.sampled.get(&sequence);
         token.unwrap_or_else(|| panic!("the last step sampled no token for {sequence:?}"))
+    }
+}
+
+/// As `shared`, for a value that may be absent.
+mod shared_option {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::sync::Arc;
+
+    pub fn serialize<T: Serialize, S: Serializer>(
+        value: &Option<Arc<T>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        value.as_deref().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Arc<T>>, D::Error> {
+        Ok(Option::<T>::deserialize(deserializer)?.map(Arc::new))
     }
 }
 

@@ -1,7 +1,9 @@
 //! All that crosses the engine's border.
 
+use super::constraint::ConstraintSource;
 use models::TokenId;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Most alternatives a request may ask for beside each token.
 pub const TOP_LOGPROBS_MAX: usize = 20;
@@ -21,6 +23,8 @@ pub struct Request {
     /// Smaller is sooner, as in vLLM; used by the priority policy.
     pub priority: i32,
     pub cache_salt: CacheSalt,
+    /// What may be sampled; None: anything.
+    pub constraint: Option<Arc<dyn ConstraintSource>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -159,6 +163,9 @@ pub enum EngineError {
     NeverFits { needed: usize, total: usize },
     #[error("the prompt has {tokens} tokens, the limit is {tokens_max}")]
     PromptTooLong { tokens: usize, tokens_max: usize },
+    /// What the client asked for turned out to be more than can be held.
+    #[error("the output cannot be constrained further: {reason}")]
+    Constraint { reason: String },
     #[error("the compute device was lost: {0}")]
     DeviceLost(String),
 }

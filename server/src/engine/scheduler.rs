@@ -1,6 +1,7 @@
 //! Which sequences compute how many tokens in the next step.
 
 use super::blocks::{BlockManager, PrefixCaching, PrefixHit};
+use super::constraint::Wake;
 use super::plan::{Plan, SequenceId, StepOutput};
 use super::policy::{Policy, PolicyKind};
 use super::request::{EngineError, Event, FinishReason, Request};
@@ -76,6 +77,9 @@ pub struct Scheduler {
     running: Vec<Sequence>,
     /// Scheduled for the first time since `take_started`.
     started: Vec<SequenceId>,
+    /// Ended by their constraints since `take_failed`.
+    failed: Vec<(SequenceId, Aborted, EngineError)>,
+    wake: Wake,
     /// Of the next plan.
     step: u64,
     /// Plans that are not committed yet.
@@ -105,11 +109,14 @@ enum Admit {
     /// So many of its prompt tokens are cached.
     Admitted(usize),
     AwaitsPeer,
+    /// What it may begin with is being computed.
+    AwaitsConstraint,
     NoBlocks,
 }
 
 impl Scheduler {
-    pub fn new(config: EngineConfig) -> Self {
+    /// `wake` is called when a sequence that awaited its constraint may go on.
+    pub fn new(config: EngineConfig, wake: Wake) -> Self {
         config.assert_valid();
         Self {
             policy: config.policy.build(),
@@ -117,6 +124,8 @@ impl Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
             started: Vec::new(),
+            failed: Vec::new(),
+            wake,
             step: 0,
             num_under_way: 0,
             stats: EngineStats::default(),
@@ -126,11 +135,18 @@ impl Scheduler {
 
     /// Queues a request that has passed `EngineConfig::check`. `id` is new.
     pub fn add(&mut self, id: SequenceId, request: Request, arrival: Instant) {
-        self.wait(Sequence::new(id, request, arrival, self.config.max_model_len));
+        let max_model_len = self.config.max_model_len;
+        self.wait(Sequence::new(id, request, arrival, max_model_len, &self.wake));
     }
 
     /// Drops a sequence, wherever it is, and frees its blocks at once.
     pub fn abort(&mut self, id: SequenceId) -> Aborted {
+        let aborted = self.remove(id);
+        self.stats.aborted += u64::from(aborted != Aborted::Unknown);
+        aborted
+    }
+
+    fn remove(&mut self, id: SequenceId) -> Aborted {
         let sequence = if let Some(index) = self.running.iter().position(|s| s.id() == id) {
             self.running.remove(index)
         } else if let Some(index) = self.waiting.iter().position(|s| s.id() == id) {
@@ -138,7 +154,6 @@ impl Scheduler {
         } else {
             return Aborted::Unknown;
         };
-        self.stats.aborted += 1;
         let aborted = if sequence.is_started() { Aborted::Started } else { Aborted::Unstarted };
         self.blocks.release(sequence.table);
         aborted
@@ -156,11 +171,12 @@ impl Scheduler {
     /// While a plan is under way, its sequences are taken to go on, but for those that are certain
     /// to end with it: these give up their places already, their blocks when it is committed.
     pub fn schedule(&mut self, now: Instant) -> Option<Plan> {
+        self.ask_constraints();
         // Sequences that end in the plan under way may make room, so nothing is preempted for it.
         if self.num_under_way > 0 && !self.has_blocks_for_decodes() {
             return None;
         }
-        let num_going_on = self.running.iter().filter(|s| s.num_remaining() > 0).count();
+        let num_going_on = self.running.iter().filter(|s| !s.is_ending()).count();
         let mut room = Room {
             tokens: self.config.max_num_batched_tokens,
             seqs: self.config.max_num_seqs - num_going_on,
@@ -173,7 +189,7 @@ impl Scheduler {
         }
         let chunks: Vec<_> = self.running.iter().filter_map(|s| s.chunk(self.step)).collect();
         if chunks.is_empty() {
-            let may_wait = self.is_idle() || self.num_under_way > 0;
+            let may_wait = self.is_idle() || self.num_under_way > 0 || self.awaits_constraints();
             assert!(may_wait, "work is left, but none is planned");
             return None;
         }
@@ -221,6 +237,16 @@ impl Scheduler {
         events
     }
 
+    /// Whether some sequence cannot go on before its constraint has spoken.
+    pub fn awaits_constraints(&self) -> bool {
+        self.waiting.iter().chain(&self.running).any(Sequence::awaits_constraint)
+    }
+
+    /// Sequences that their constraints have ended since the last call.
+    pub fn take_failed(&mut self) -> Vec<(SequenceId, Aborted, EngineError)> {
+        std::mem::take(&mut self.failed)
+    }
+
     /// Sequences scheduled for the first time since the last call.
     pub fn take_started(&mut self) -> Vec<SequenceId> {
         std::mem::take(&mut self.started)
@@ -244,7 +270,7 @@ impl Scheduler {
     pub fn assert_consistent(&self) {
         let sequences = || self.waiting.iter().chain(&self.running);
         self.blocks.assert_consistent(sequences().map(Sequence::table));
-        let num_going_on = self.running.iter().filter(|s| s.num_remaining() > 0).count();
+        let num_going_on = self.running.iter().filter(|s| !s.is_ending()).count();
         assert!(num_going_on <= self.config.max_num_seqs, "max_num_seqs holds");
         assert!(
             self.running.is_sorted_by(|a, b| self.policy.compare(a, b) == Ordering::Less),
@@ -255,10 +281,27 @@ impl Scheduler {
             assert!(!sequence.is_under_way(), "waiting sequences are in no plan");
         }
         for sequence in &self.running {
-            let has_work = sequence.num_remaining() > 0 || sequence.is_under_way();
+            let has_work = sequence.num_remaining() > 0
+                || sequence.is_under_way()
+                || sequence.awaits_constraint();
             assert!(has_work, "running sequences have something to compute");
             let is_planned = !sequence.is_under_way() || self.num_under_way > 0;
             assert!(is_planned, "what is under way is in a plan");
+        }
+    }
+
+    /// Sequences whose constraints have failed end here.
+    fn ask_constraints(&mut self) {
+        let mut failed = Vec::new();
+        for sequence in self.running.iter_mut().chain(&mut self.waiting) {
+            if let Err(error) = sequence.ask_constraint() {
+                failed.push((sequence.id(), EngineError::Constraint { reason: error.reason }));
+            }
+        }
+        for (id, error) in failed {
+            let aborted = self.remove(id);
+            self.stats.failed += 1;
+            self.failed.push((id, aborted, error));
         }
     }
 
@@ -321,6 +364,7 @@ impl Scheduler {
                     }
                     self.run(sequence);
                 }
+                Admit::AwaitsConstraint => index += 1,
                 Admit::AwaitsPeer => {
                     self.stats.waiting_for_prefix += 1;
                     index += 1;
@@ -334,6 +378,9 @@ impl Scheduler {
     /// Gives the waiting sequence its blocks for all its tokens, cached ones first.
     fn admit(&mut self, index: usize) -> Admit {
         let sequence = &mut self.waiting[index];
+        if sequence.awaits_constraint() {
+            return Admit::AwaitsConstraint;
+        }
         // The last token is left out: the cache holds keys and values, but to choose the next token
         // we need the last one's logits, so it must be computed.
         let token_ids = sequence.token_ids();

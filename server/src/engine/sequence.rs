@@ -1,11 +1,13 @@
 //! A request in progress.
 
 use super::blocks::{BlockTable, HashChain};
+use super::constraint::{Allowed, Constraint, ConstraintError, TokenMask, Wake};
 use super::plan::{Chunk, ChunkInput, PromptScore, SampleStep, SequenceId};
 use super::request::{Event, FinishReason, Request, SampledToken, SamplingParams, TokenLogprobs};
 use models::TokenId;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
 /// All that is known of a request in progress. Each step computes some of its tokens, until
@@ -27,6 +29,14 @@ pub struct Sequence {
     /// None once the scores are sent, or if none were asked for.
     prompt_scores: Option<Vec<TokenLogprobs>>,
     start: Start,
+    constraint: Option<Constrained>,
+}
+
+/// What a sequence's constraint has said last.
+struct Constrained {
+    constraint: Box<dyn Constraint>,
+    /// How long the sequence is before the token that this is said of.
+    answer: Option<(usize, Allowed)>,
 }
 
 /// What one step computes of a sequence.
@@ -48,8 +58,15 @@ enum Start {
 }
 
 impl Sequence {
-    /// `model_len_max` is the most tokens a sequence may have, prompt and output.
-    pub fn new(id: SequenceId, request: Request, arrival: Instant, model_len_max: usize) -> Self {
+    /// `model_len_max` is the most tokens a sequence may have, prompt and output. `wake` is for its
+    /// constraint.
+    pub fn new(
+        id: SequenceId,
+        request: Request,
+        arrival: Instant,
+        model_len_max: usize,
+        wake: &Wake,
+    ) -> Self {
         assert!(!request.prompt.is_empty(), "a request has at least one prompt token");
         let wants_scores = request.sampling.prompt_logprobs.is_some();
         let len_wished = request.prompt.len().saturating_add(request.sampling.max_new_tokens);
@@ -67,6 +84,10 @@ impl Sequence {
             chain: HashChain::new(request.cache_salt),
             prompt_scores: wants_scores.then(Vec::new),
             start: Start::Waiting,
+            constraint: request.constraint.map(|source| Constrained {
+                constraint: source.start(Arc::clone(wake)),
+                answer: None,
+            }),
         }
     }
 
@@ -95,12 +116,44 @@ impl Sequence {
         &self.table
     }
 
-    /// Tokens that no step computes yet; a token that is being sampled counts. 0 when the steps
-    /// under way are certain to be its last; at least one while it runs and none is under way.
+    /// Tokens that the next step may compute; a token that is being sampled counts. 0 when the
+    /// steps under way are certain to be its last, or when it is not known yet what may come next;
+    /// else at least one while it runs and none is under way.
     pub fn num_remaining(&self) -> usize {
+        if self.is_ending() {
+            return 0;
+        }
+        // The last of them is the one whose logits are sampled.
+        let num_held = usize::from(self.awaits_constraint());
+        self.expected_len() - self.num_scheduled() - num_held
+    }
+
+    /// Whether the steps under way are certain to be its last.
+    pub fn is_ending(&self) -> bool {
         let len = self.expected_len();
-        let is_sampling = len > self.token_ids.len();
-        if is_sampling && len >= self.len_max { 0 } else { len - self.num_scheduled() }
+        len > self.token_ids.len() && len >= self.len_max
+    }
+
+    /// Whether its next token cannot be sampled before its constraint has spoken.
+    pub fn awaits_constraint(&self) -> bool {
+        let len = self.expected_len();
+        let is_known = |of: &Constrained| of.answer.as_ref().is_some_and(|(at, _)| *at == len);
+        self.constraint.as_ref().is_some_and(|of| !is_known(of)) && self.params.max_new_tokens > 0
+    }
+
+    /// Asks the constraint what may come next, if that is not known yet. Errors: the sequence
+    /// cannot go on.
+    pub(super) fn ask_constraint(&mut self) -> Result<(), ConstraintError> {
+        if !self.awaits_constraint() || self.is_ending() {
+            return Ok(());
+        }
+        let len = self.expected_len();
+        let num_unknown = len - self.token_ids.len();
+        let Some(of) = &mut self.constraint else { return Ok(()) };
+        if let Poll::Ready(allowed) = of.constraint.allowed(num_unknown) {
+            of.answer = Some((len, allowed?));
+        }
+        Ok(())
     }
 
     /// Tokens that are computed once the steps under way have ended.
@@ -216,6 +269,16 @@ impl Sequence {
             position: end,
             prompt_len: self.prompt_len,
             history,
+            mask: self.mask(end),
+        }
+    }
+
+    fn mask(&self, end: usize) -> Option<Arc<TokenMask>> {
+        let (len, allowed) = self.constraint.as_ref()?.answer.as_ref()?;
+        assert_eq!(*len, end, "sampled as the constraint has said");
+        match allowed {
+            Allowed::Any => None,
+            Allowed::Only(mask) => Some(Arc::clone(mask)),
         }
     }
 
@@ -238,6 +301,9 @@ impl Sequence {
 
     fn append(&mut self, token: TokenId) -> Option<FinishReason> {
         self.token_ids.push(token);
+        if let Some(of) = &mut self.constraint {
+            of.constraint.advance(token);
+        }
         if self.params.stops_at(token) {
             return Some(FinishReason::Stop);
         }

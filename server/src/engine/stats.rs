@@ -44,7 +44,7 @@ pub struct EngineStats {
     pub finished_length: u64,
     /// The client went away.
     pub aborted: u64,
-    /// Lost with the device.
+    /// Lost with the device, or ended by a constraint that could not be held.
     pub failed: u64,
     pub preemptions: u64,
     /// Cached blocks that were overwritten.

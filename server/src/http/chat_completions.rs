@@ -3,15 +3,18 @@
 use super::auth::Client;
 use super::body::read_fields;
 use super::choice::{Delta, Output};
+use super::constraint::CONSTRAINT_FIELDS;
 use super::error::{ApiError, RequestError};
-use super::fields::{Field, Fields, Kind};
+use super::fields::{Field, Fields, Kind, out_of_range};
 use super::generation::{Generation, Job, Whole, admit, estimate_tokens, text_error};
 use super::limits::HttpConfig;
 use super::messages::{messages_schema, read_messages};
 use super::sampling::{COMMON_FIELDS, Common};
 use super::sse::{ChunkFormat, respond};
-use super::state::{BodyReservation, Context, ServedModel};
-use super::tools::{PARALLEL_TOOL_CALLS, RequestTools, TOOL_CHOICE, TOOLS, read_tools};
+use super::state::{BodyReservation, Context, ServedModel, ThinkingModel};
+use super::tools::{
+    CallableTools, PARALLEL_TOOL_CALLS, RequestTools, TOOL_CHOICE, TOOLS, read_tools,
+};
 use super::unknown::IgnoredFields;
 use super::unsupported::{chat_names, check_chat};
 use super::wire::{Head, TokenNames, Usage, numbers, random_hex, set_finish, set_token_ids};
@@ -70,11 +73,30 @@ pub const ENABLE_THINKING: Field = Field {
     doc: "The same as chat_template_kwargs.enable_thinking, which goes before it.",
 };
 
+pub const THINKING_BUDGET: Field = Field {
+    name: "thinking_budget",
+    kind: Kind::Integer { min: 0, max: i64::MAX },
+    doc: "After so many tokens of thinking it is closed and the answer begins. Default: no limit.",
+};
+pub const THINKING_TOKEN_BUDGET: Field = Field {
+    name: "thinking_token_budget",
+    kind: Kind::Integer { min: 0, max: i64::MAX },
+    doc: "The same as thinking_budget, which goes before it.",
+};
+pub const REASONING_EFFORT: Field = Field {
+    name: "reasoning_effort",
+    kind: Kind::Shape(effort_schema),
+    doc: "none switches thinking off. Else given to a template that knows it; with others minimal, \
+          low and medium are budgets of 256, 1024 and 8192 tokens.",
+};
 pub const INCLUDE_REASONING: Field = Field {
     name: "include_reasoning",
     kind: Kind::Boolean,
     doc: "False: the reasoning is left out of the answer. Default true.",
 };
+
+/// Values of `reasoning_effort`.
+const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 /// How the messages are rendered.
 pub const TEMPLATE_FIELDS: &[Field] =
@@ -92,6 +114,9 @@ pub const OWN_FIELDS: &[Field] = &[
     CHAT_TEMPLATE_KWARGS,
     ENABLE_THINKING,
     INCLUDE_REASONING,
+    THINKING_BUDGET,
+    THINKING_TOKEN_BUDGET,
+    REASONING_EFFORT,
     TOOLS,
     TOOL_CHOICE,
     PARALLEL_TOOL_CALLS,
@@ -99,7 +124,7 @@ pub const OWN_FIELDS: &[Field] = &[
 
 /// All fields of the endpoint.
 pub fn fields() -> impl Iterator<Item = &'static Field> {
-    OWN_FIELDS.iter().chain(COMMON_FIELDS)
+    OWN_FIELDS.iter().chain(COMMON_FIELDS).chain(CONSTRAINT_FIELDS)
 }
 
 /// A checked request.
@@ -130,8 +155,17 @@ impl ChatRequest {
         config: &HttpConfig,
     ) -> Result<ChatRequest, RequestError> {
         check_chat(fields)?;
-        let common = Common::read(fields, model, config)?;
-        let (chat, tools) = read_chat(fields, model, config)?;
+        let mut common = Common::read(fields, model, config)?;
+        let effort = read_effort(fields, model)?;
+        let (mut chat, tools) = read_chat(fields, model, config)?;
+        common.wanted.thinking_budget = read_budget(fields, model, &effort)?;
+        if let Effort::Told(effort) = effort {
+            chat.template_kwargs.entry(REASONING_EFFORT.name).or_insert(effort.into());
+        }
+        let tools = match tools {
+            Some(tools) => Some(tools.constrain(&mut common)?),
+            None => None,
+        };
         let reasoning = match fields.boolean(&INCLUDE_REASONING)? {
             Some(false) => Reasoning::LeftOut,
             Some(true) | None => Reasoning::Shown,
@@ -179,13 +213,13 @@ pub fn read_chat(
     fields: &mut Fields,
     model: &ServedModel,
     config: &HttpConfig,
-) -> Result<(ChatPrompt, Option<AnswerTools>), RequestError> {
+) -> Result<(ChatPrompt, Option<CallableTools>), RequestError> {
     let messages = read_messages(fields.take(&MESSAGES), config)?;
-    let (for_template, for_answer) = match read_tools(fields, model.tool_format)? {
-        Some(RequestTools { for_template, for_answer }) => (Some(for_template), Some(for_answer)),
+    let (for_template, callable) = match read_tools(fields, model.tool_format)? {
+        Some(RequestTools { for_template, callable }) => (Some(for_template), Some(callable)),
         None => (None, None),
     };
-    Ok((read_template_fields(fields, messages, for_template)?, for_answer))
+    Ok((read_template_fields(fields, messages, for_template)?, callable))
 }
 
 pub async fn chat_completions(
@@ -235,12 +269,14 @@ pub async fn start_chat(
     arrived: Instant,
 ) -> Result<(Generation, Vec<TokenId>), ApiError> {
     let serving = context.serving()?;
-    let ChatRequest { common, chat, max_tokens, max_tokens_field, logprobs, tools, .. } = request;
+    let ChatRequest { mut common, chat, max_tokens, max_tokens_field, logprobs, tools, .. } = request;
     let estimate = estimate_tokens(chat.text_bytes()).min(serving.model.max_model_len);
     let admission = admit(context, &serving.engine, common.n, estimate * common.n)?;
     let encoded = serving.text.encode_chat(chat).await;
     drop(reservation);
     let prompt = encoded.map_err(|e| text_error(context, MESSAGES.name, e))?;
+    let wanted = std::mem::take(&mut common.wanted);
+    let constraint = wanted.build(context, serving, Some(&prompt)).await?;
     let answer = AnswerFormat { reasoning: serving.text.reasoning_start(&prompt), tools };
     let prompt_logprobs = common.prompt_logprobs;
     let job = Job {
@@ -252,6 +288,7 @@ pub async fn start_chat(
         max_tokens_field,
         logprobs,
         prompt_logprobs,
+        constraint,
         answer,
         arrived,
     };
@@ -436,6 +473,69 @@ fn read_template_fields(
         add_generation_prompt: add_generation_prompt.unwrap_or(!continue_final_message),
         continue_final_message,
     })
+}
+
+/// How much the model is to think.
+enum Effort {
+    Default,
+    /// The template tells the model.
+    Told(String),
+    Budget(usize),
+}
+
+/// `none` switches the thinking off, as if the client had said so.
+fn read_effort(fields: &mut Fields, model: &ServedModel) -> Result<Effort, RequestError> {
+    let value = match fields.take(&REASONING_EFFORT) {
+        None => return Ok(Effort::Default),
+        Some(value) => value,
+    };
+    let effort = value.as_str().filter(|effort| EFFORTS.contains(effort));
+    let Some(effort) = effort.map(str::to_owned) else {
+        return Err(out_of_range(REASONING_EFFORT.name, &value, EFFORTS.join(", ")));
+    };
+    if effort == "none" {
+        if fields.value(ENABLE_THINKING.name).is_none() {
+            fields.set(&ENABLE_THINKING, false.into());
+        }
+        return Ok(Effort::Default);
+    }
+    match model.thinking {
+        ThinkingModel::No => Err(no_thinking(REASONING_EFFORT.name)),
+        ThinkingModel::TakesEffort => Ok(Effort::Told(effort)),
+        ThinkingModel::Yes => match effort.as_str() {
+            "minimal" => Ok(Effort::Budget(256)),
+            "low" => Ok(Effort::Budget(1024)),
+            "medium" => Ok(Effort::Budget(8192)),
+            _ => Ok(Effort::Default),
+        },
+    }
+}
+
+/// The client's own number goes before that of the effort.
+fn read_budget(
+    fields: &mut Fields,
+    model: &ServedModel,
+    effort: &Effort,
+) -> Result<Option<usize>, RequestError> {
+    let newer = fields.count(&THINKING_BUDGET)?;
+    let given = newer.or(fields.count(&THINKING_TOKEN_BUDGET)?);
+    match (given, effort) {
+        (Some(_), _) if model.thinking == ThinkingModel::No => {
+            Err(no_thinking(THINKING_BUDGET.name))
+        }
+        (Some(tokens), _) => Ok(Some(tokens)),
+        (None, Effort::Budget(tokens)) => Ok(Some(*tokens)),
+        (None, Effort::Default | Effort::Told(_)) => Ok(None),
+    }
+}
+
+fn no_thinking(field: &str) -> RequestError {
+    let reason = "this model does not think before it answers".to_string();
+    RequestError::Invalid { field: field.into(), reason }
+}
+
+fn effort_schema() -> Value {
+    json!({"anyOf": [{"enum": EFFORTS}, {"type": "null"}]})
 }
 
 fn read_logprobs(fields: &mut Fields) -> Result<Option<usize>, RequestError> {

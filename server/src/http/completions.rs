@@ -3,6 +3,7 @@
 use super::auth::Client;
 use super::body::read_fields;
 use super::choice::{Output, TextToken};
+use super::constraint::CONSTRAINT_FIELDS;
 use super::error::{ApiError, RequestError};
 use super::fields::{Field, Fields, Kind, out_of_range, show, wrong_type};
 use super::fill_in::{SUFFIX, check_fill_in, fill_in, read_suffix};
@@ -61,7 +62,7 @@ pub const OWN_FIELDS: &[Field] = &[PROMPT, MAX_TOKENS, LOGPROBS, ECHO, BEST_OF, 
 
 /// All fields of the endpoint.
 pub fn fields() -> impl Iterator<Item = &'static Field> {
-    OWN_FIELDS.iter().chain(COMMON_FIELDS)
+    OWN_FIELDS.iter().chain(COMMON_FIELDS).chain(CONSTRAINT_FIELDS)
 }
 
 /// Whether the answer begins with the prompt.
@@ -156,11 +157,13 @@ pub async fn completions(
     let num_sequences = request.prompts.len() * request.common.n;
     let estimate = request.prompt_tokens_estimate(serving.model.max_model_len);
     let admission = admit(&context, &serving.engine, num_sequences, estimate)?;
-    let CompletionRequest { common, prompts, max_tokens, logprobs, echo } = request;
+    let CompletionRequest { mut common, prompts, max_tokens, logprobs, echo } = request;
     if prompts.iter().any(|prompt| matches!(prompt, Prompt::FillIn(_))) {
         check_fill_in(serving)?;
     }
     let prompts = encode_prompts(&context, serving, prompts).await?;
+    let wanted = std::mem::take(&mut common.wanted);
+    let constraint = wanted.build(&context, serving, None).await?;
     drop(reservation);
     let format = CompletionFormat {
         head: Head::new("cmpl", &common.model),
@@ -189,6 +192,7 @@ pub async fn completions(
         max_tokens_field: MAX_TOKENS.name,
         logprobs,
         prompt_logprobs,
+        constraint,
         answer: AnswerFormat::default(),
         arrived,
     };

@@ -23,6 +23,8 @@ pub enum ApiError {
     BodiesInFlight { bytes: usize, bytes_max: usize, retry_after_s: u64 },
     #[error("{jobs} prompts wait for the tokenizer, the limit is {jobs_max}")]
     TokenizerBusy { jobs: usize, jobs_max: usize, retry_after_s: u64 },
+    #[error("{grammars} grammars are being compiled, the limit is {grammars_max}")]
+    GrammarsBusy { grammars: usize, grammars_max: usize, retry_after_s: u64 },
     #[error("the model is loading")]
     Loading,
     #[error(transparent)]
@@ -161,9 +163,15 @@ impl ApiError {
             ApiError::TokenizerBusy { .. } => {
                 row(S::TOO_MANY_REQUESTS, RATE_LIMIT, "tokenizer_queue_full")
             }
+            ApiError::GrammarsBusy { .. } => {
+                row(S::TOO_MANY_REQUESTS, RATE_LIMIT, "too_many_grammars")
+            }
             ApiError::Loading => row(S::SERVICE_UNAVAILABLE, SERVER, "loading"),
             ApiError::Engine(EngineError::NeverFits { .. } | EngineError::PromptTooLong { .. }) => {
                 row(S::BAD_REQUEST, INVALID, "context_length_exceeded")
+            }
+            ApiError::Engine(EngineError::Constraint { .. }) => {
+                row(S::BAD_REQUEST, INVALID, "constraint_failed")
             }
             ApiError::Engine(EngineError::DeviceLost(_)) => {
                 row(S::SERVICE_UNAVAILABLE, SERVER, "device_lost")
@@ -183,6 +191,7 @@ impl ApiError {
         match self {
             ApiError::Busy { retry_after_s, .. }
             | ApiError::BodiesInFlight { retry_after_s, .. }
+            | ApiError::GrammarsBusy { retry_after_s, .. }
             | ApiError::TokenizerBusy { retry_after_s, .. } => Some(*retry_after_s),
             ApiError::Loading => Some(LOADING_RETRY_SECONDS),
             _ => None,
@@ -194,6 +203,7 @@ impl ApiError {
             ApiError::Busy { .. }
             | ApiError::BodiesInFlight { .. }
             | ApiError::TokenizerBusy { .. }
+            | ApiError::GrammarsBusy { .. }
             | ApiError::Loading => Some(RejectionReason(self.row().code)),
             _ => None,
         }

@@ -1,16 +1,18 @@
 //! Runs a client's request: `n` sequences per prompt through the engine, their tokens back to text.
 
+use super::constraint::EngineConstraint;
 use super::choice::{Choice, Finish, Output, Step, TextToken};
 use super::error::{ApiError, RequestError};
 use super::sampling::Common;
 use super::state::{Context, Serving};
 use super::wire::Usage;
 use crate::engine::{
-    Admission, CacheSalt, EngineHandle, Request, SamplingParams, TokenLogprobs, TokenStream,
+    Admission, CacheSalt, ConstraintSource, EngineHandle, Request, SamplingParams, TokenLogprobs, TokenStream,
 };
-use crate::text::{AnswerFormat, Part, TextError};
+use crate::text::{AnswerFormat, Constraint, Part, TextError};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 use models::TokenId;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Everything about a request but its shape on the wire.
@@ -27,6 +29,7 @@ pub struct Job {
     /// How to take the answers apart.
     pub answer: AnswerFormat,
     pub cache_salt: CacheSalt,
+    pub constraint: Option<Arc<Constraint>>,
     pub arrived: Instant,
 }
 
@@ -57,6 +60,9 @@ impl Generation {
             max_new_tokens.push(settle_max_tokens(&job, prompt.len(), serving)?);
         }
         context.metrics.observe_request(job.common.n);
+        let constraint = job.constraint.as_ref().map(|constraint| {
+            Arc::new(EngineConstraint(Arc::clone(constraint))) as Arc<dyn ConstraintSource>
+        });
         let n = job.common.n;
         let base_seed = job.common.seed.unwrap_or_else(random_seed);
         let mut choices = Vec::with_capacity(job.prompts.len() * n);
@@ -74,6 +80,7 @@ impl Generation {
                     sampling: sampling.clone(),
                     priority: job.common.priority,
                     cache_salt: job.cache_salt,
+                    constraint: constraint.clone(),
                 };
                 let stream = submit(context, &serving.engine, &mut admission, request)?;
                 let timer = context.metrics.sequence(job.arrived, prompt.len(), max_new_tokens);

@@ -83,6 +83,8 @@ pub const STOP_STRINGS_MAX: usize = 16;
 pub const STOP_STRING_BYTES_MAX: usize = 1024;
 /// Stop tokens of a request; beyond it 400.
 pub const STOP_TOKEN_IDS_MAX: usize = 256;
+/// Ids in `allowed_token_ids`; beyond it 400.
+pub const ALLOWED_TOKEN_IDS_MAX: usize = 65_536;
 /// Entries of `logit_bias`; beyond it 400.
 pub const LOGIT_BIAS_MAX: usize = 1024;
 /// Bytes of a client's own `x-request-id`; a longer one is not repeated: the answer has one of

@@ -1,5 +1,6 @@
 //! Fields that chat and plain completions share: what to sample, how much, and when to stop.
 
+use super::constraint::Wanted;
 use super::error::{RequestError, excerpt};
 use super::fields::{Field, Fields, Kind, as_integer, out_of_range, show, wrong_type};
 use super::limits::{
@@ -187,6 +188,7 @@ pub struct Common {
     pub prompt_logprobs: Option<usize>,
     pub priority: i32,
     pub cache_salt: Option<String>,
+    pub wanted: Wanted,
 }
 
 impl Common {
@@ -210,6 +212,11 @@ impl Common {
         let stop_token_ids = read_stop_token_ids(fields, model)?;
         let min_tokens = fields.count(&MIN_TOKENS)?.unwrap_or(0);
         let ignore_eos = fields.boolean(&IGNORE_EOS)?.unwrap_or(false);
+        let wanted = Wanted::read(fields, model)?;
+        if let Some(grammar) = wanted.grammar.as_ref().filter(|_| ignore_eos) {
+            let reason = format!("cannot be held together with '{}'", grammar.field);
+            return Err(RequestError::Invalid { field: IGNORE_EOS.name.into(), reason });
+        }
         let eos_token_ids = if ignore_eos { Vec::new() } else { model.eos_token_ids.clone() };
         let common = Common {
             model: name,
@@ -225,6 +232,7 @@ impl Common {
             prompt_logprobs: read_prompt_logprobs(fields, stream)?,
             priority: fields.integer(&PRIORITY)?.unwrap_or(0) as i32,
             cache_salt: fields.name(&CACHE_SALT)?,
+            wanted,
         };
         fields.name(&USER)?;
         Ok(common)

@@ -33,6 +33,27 @@ pub struct ServedModel {
     pub generation: GenerationDefaults,
     /// How it calls tools; `None`: it cannot.
     pub tool_format: Option<ToolFormat>,
+    pub thinking: ThinkingModel,
+}
+
+/// Whether a model thinks before it answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ThinkingModel {
+    #[default]
+    No,
+    Yes,
+    /// And its chat template can tell it how much.
+    TakesEffort,
+}
+
+impl ThinkingModel {
+    pub fn of(text: &TextStage) -> ThinkingModel {
+        match (text.has_reasoning(), text.takes_reasoning_effort()) {
+            (false, _) => ThinkingModel::No,
+            (true, false) => ThinkingModel::Yes,
+            (true, true) => ThinkingModel::TakesEffort,
+        }
+    }
 }
 
 /// Empty while the model loads; filled once.

@@ -8,7 +8,7 @@ use super::limits::{HttpConfig, JSON_DEPTH_MAX, JSON_VALUES_MAX};
 use super::openapi::document;
 use super::router::ROUTES;
 use super::sampling::StreamOptions;
-use super::state::ServedModel;
+use super::state::{ServedModel, ThinkingModel};
 use crate::text::ToolFormat;
 use models::{GenerationDefaults, TokenId};
 use serde_json::{Value, json};
@@ -28,6 +28,7 @@ fn model() -> ServedModel {
             ..GenerationDefaults::default()
         },
         tool_format: Some(ToolFormat::Hermes),
+        thinking: ThinkingModel::Yes,
     }
 }
 
@@ -137,19 +138,57 @@ fn bad_common_fields() -> Vec<(Value, &'static str, &'static [&'static str])> {
         (json!({"priority": 1u64 << 40}), "priority", &["1099511627776"]),
         (json!({"cache_salt": 5}), "cache_salt", &["a string"]),
         (json!({"user": {}}), "user", &["an object"]),
+        (json!({"response_format": "text"}), "response_format", &["a string", "an object"]),
+        (json!({"response_format": {}}), "response_format.type", &["required"]),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type", &["xml"]),
+        (
+            json!({"response_format": {"type": "json_schema"}}),
+            "response_format.json_schema",
+            &["required"],
+        ),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}),
+            "response_format.json_schema.schema",
+            &["required"],
+        ),
+        (
+            json!({"response_format": {"type": "structural_tag"}}),
+            "response_format.type",
+            &["supported"],
+        ),
+        (
+            json!({"structured_outputs": {"json": {}, "regex": "a"}}),
+            "structured_outputs",
+            &["exactly one"],
+        ),
+        (
+            json!({"structured_outputs": {"structural_tag": "x"}}),
+            "structured_outputs.structural_tag",
+            &["supported"],
+        ),
+        (json!({"guided_json": "x", "seed": 1}), "guided_json", &["no JSON object"]),
+        (json!({"guided_json": 1}), "guided_json", &["1", "a JSON schema"]),
+        (json!({"guided_regex": ""}), "guided_regex", &["empty"]),
+        (json!({"guided_choice": []}), "guided_choice", &["a list of 0", "1 to 1024"]),
+        (json!({"guided_choice": ["a", 1]}), "guided_choice", &["1", "strings"]),
+        (json!({"guided_grammar": "root ::= x"}), "guided_grammar", &["'x' is not there"]),
+        (
+            json!({"guided_regex": "a", "response_format": {"type": "json_object"}}),
+            "guided_regex",
+            &["response_format"],
+        ),
+        (json!({"guided_regex": "a", "ignore_eos": true}), "ignore_eos", &["guided_regex"]),
+        (json!({"bad_words": "a"}), "bad_words", &["a string"]),
+        (json!({"bad_words": [""]}), "bad_words", &["1 to 128 bytes"]),
+        (json!({"allowed_token_ids": []}), "allowed_token_ids", &["a list of 0"]),
+        (json!({"allowed_token_ids": [1_000_000_000]}), "allowed_token_ids", &["1000000000"]),
     ]
 }
 
 /// Fields that neither endpoint can serve.
 fn unsupported_fields() -> Vec<(Value, &'static str, &'static [&'static str])> {
     vec![
-        (json!({"response_format": {"type": "json_object"}}), "response_format", &["supported"]),
-        (json!({"structured_outputs": {"regex": "a"}}), "structured_outputs", &["supported"]),
-        (json!({"guided_json": {}}), "guided_json", &["supported"]),
-        (json!({"guided_regex": "a"}), "guided_regex", &["supported"]),
         (json!({"prompt_logprobs": 21}), "prompt_logprobs", &["21", "0 to 20"]),
-        (json!({"bad_words": ["a"]}), "bad_words", &["supported"]),
-        (json!({"allowed_token_ids": [1]}), "allowed_token_ids", &["supported"]),
         (json!({"use_beam_search": true}), "use_beam_search", &["true"]),
         (json!({"include_stop_str_in_output": 1}), "include_stop_str_in_output", &["1"]),
     ]
@@ -253,16 +292,9 @@ fn bad_tools_are_refused_by_name() {
             "tool_choice",
             &["'g'", "none of the tools"],
         ),
-        (
-            json!({"tools": [function("f")], "tool_choice": function("f")}),
-            "tool_choice",
-            &["supported"],
-        ),
-        (
-            json!({"tools": [function("f")], "tool_choice": "required"}),
-            "tool_choice",
-            &["supported", "required"],
-        ),
+        (json!({"reasoning_effort": "huge"}), "reasoning_effort", &["huge", "low"]),
+        (json!({"thinking_budget": -1}), "thinking_budget", &["-1", "at least 0"]),
+        (json!({"thinking_token_budget": "x"}), "thinking_token_budget", &["a string"]),
     ];
     for (row, param, pieces) in rows {
         check(&row, chat(row.clone()).expect_err("refused"), param, pieces);

@@ -1,9 +1,11 @@
 //! The tools that a chat may call: `tools`, `tool_choice`, `parallel_tool_calls`.
 
 use super::error::{RequestError, excerpt};
-use super::fields::{Field, Fields, Kind, out_of_range, show, wrong_type};
+use super::fields::{Field, Fields, Kind, out_of_range, wrong_type};
 use super::limits::{TOOL_NAME_BYTES_MAX, TOOLS_MAX};
-use crate::text::{AnswerTools, Tool, ToolFormat};
+use super::constraint::WantedGrammar;
+use super::sampling::Common;
+use crate::text::{AnswerTools, CallsWanted, Tool, ToolFormat, tool_calls_grammar};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +18,8 @@ pub const TOOLS: Field = Field {
 pub const TOOL_CHOICE: Field = Field {
     name: "tool_choice",
     kind: Kind::Shape(tool_choice_schema),
-    doc: "auto: text or calls; none: the model is not told of the tools. Default auto.",
+    doc: "auto: text or calls; none: the model is not told of the tools; required: calls alone; \
+          an object: calls of that function alone. Default auto.",
 };
 pub const PARALLEL_TOOL_CALLS: Field = Field {
     name: "parallel_tool_calls",
@@ -29,14 +32,53 @@ pub const PARALLEL_TOOL_CALLS: Field = Field {
 pub struct RequestTools {
     /// As the client wrote them.
     pub for_template: Vec<Value>,
-    pub for_answer: AnswerTools,
+    pub callable: CallableTools,
+}
+
+/// Tools for reading the answer, and which of them it must call.
+#[derive(Debug)]
+pub struct CallableTools {
+    for_answer: AnswerTools,
+    must_call: MustCall,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum MustCall {
+    No,
+    Any,
+    One(String),
+}
+
+impl CallableTools {
+    /// Constrains the answer to calls, or, where it is to be something else, to calls or that.
+    ///
+    /// Errors: schemas that cannot be held.
+    pub fn constrain(self, common: &mut Common) -> Result<AnswerTools, RequestError> {
+        let CallableTools { for_answer, must_call } = self;
+        let (name, or) = match (&must_call, common.wanted.grammar.take()) {
+            (MustCall::No, None) => return Ok(for_answer),
+            (MustCall::No, Some(wanted)) => (None, Some(wanted)),
+            // An answer of calls has no content to be held to anything.
+            (MustCall::Any, _) => (None, None),
+            (MustCall::One(name), _) => (Some(name.as_str()), None),
+        };
+        let field = or.as_ref().map_or(TOOLS.name, |wanted| &wanted.field).to_owned();
+        let or = or.map(|wanted| wanted.source);
+        let wanted = CallsWanted { name, calls_max: for_answer.calls_max, or };
+        let source = tool_calls_grammar(for_answer.format, &for_answer.tools, wanted);
+        let source = source.map_err(|error| {
+            RequestError::Invalid { field: field.clone(), reason: error.to_string() }
+        })?;
+        common.wanted.grammar = Some(WantedGrammar { field, source });
+        Ok(for_answer)
+    }
 }
 
 /// `None`: the request has no tools, or does not want them called. Then the answer stays the text
 /// it is, whatever it looks like.
 ///
 /// Errors: tools that are wrong, or that this model's template does not know; a choice that names
-/// none of them, or that cannot be held yet.
+/// none of them.
 pub fn read_tools(
     fields: &mut Fields,
     format: Option<ToolFormat>,
@@ -55,16 +97,17 @@ pub fn read_tools(
         }
         tools.push(tool);
     }
-    if !wants_calls(choice.as_ref(), &names)? || tools.is_empty() {
-        return Ok(None);
-    }
+    let must_call = match read_choice(choice.as_ref(), &names)? {
+        Some(must_call) if !tools.is_empty() => must_call,
+        _ => return Ok(None),
+    };
     let Some(format) = format else {
         let reason = "the chat template of this model knows no tools".to_string();
         return Err(RequestError::Invalid { field: TOOLS.name.into(), reason });
     };
     let calls_max = if parallel { usize::MAX } else { 1 };
     let for_answer = AnswerTools { format, tools: Arc::new(tools), calls_max };
-    Ok(Some(RequestTools { for_template, for_answer }))
+    Ok(Some(RequestTools { for_template, callable: CallableTools { for_answer, must_call } }))
 }
 
 fn read_list(fields: &mut Fields) -> Result<Vec<Value>, RequestError> {
@@ -129,19 +172,20 @@ fn read_name(function: &Map<String, Value>, field: &str) -> Result<String, Reque
     Ok(name.clone())
 }
 
-/// Whether the model shall be told of the tools.
-fn wants_calls(choice: Option<&Value>, names: &BTreeSet<String>) -> Result<bool, RequestError> {
+/// `None`: the model is not told of the tools.
+fn read_choice(
+    choice: Option<&Value>,
+    names: &BTreeSet<String>,
+) -> Result<Option<MustCall>, RequestError> {
     let field = || TOOL_CHOICE.name.to_string();
-    let unsupported =
-        |choice: &Value| Err(RequestError::Unsupported { field: field(), value: show(choice) });
     let no_tools = || RequestError::Invalid { field: field(), reason: "needs 'tools'".into() };
     match choice {
-        None => Ok(true),
+        None => Ok(Some(MustCall::No)),
         Some(Value::String(word)) => match word.as_str() {
-            "auto" => Ok(true),
-            "none" => Ok(false),
+            "auto" => Ok(Some(MustCall::No)),
+            "none" => Ok(None),
             "required" if names.is_empty() => Err(no_tools()),
-            "required" => unsupported(&Value::from("required")),
+            "required" => Ok(Some(MustCall::Any)),
             _ => {
                 let range = "auto, none, required or an object that names a function".to_string();
                 Err(out_of_range(TOOL_CHOICE.name, &Value::from(excerpt(word)), range))
@@ -159,7 +203,7 @@ fn wants_calls(choice: Option<&Value>, names: &BTreeSet<String>) -> Result<bool,
                 let reason = format!("'{}' is none of the tools", excerpt(name));
                 return Err(RequestError::Invalid { field: field(), reason });
             }
-            unsupported(choice)
+            Ok(Some(MustCall::One(name.to_owned())))
         }
         Some(other) => Err(wrong_type(TOOL_CHOICE.name, other, "a string or an object")),
     }
@@ -189,5 +233,17 @@ fn tools_schema() -> Value {
 }
 
 fn tool_choice_schema() -> Value {
-    json!({"anyOf": [{"enum": ["auto", "none"]}, {"type": "null"}]})
+    let named = json!({
+        "type": "object",
+        "required": ["function"],
+        "properties": {
+            "type": {"const": "function"},
+            "function": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"type": "string"}},
+            },
+        },
+    });
+    json!({"anyOf": [{"enum": ["auto", "none", "required"]}, named, {"type": "null"}]})
 }

@@ -17,25 +17,11 @@ const FALSE: Harmless = |v| v == &Value::Bool(false);
 const TRUE: Harmless = |v| v == &Value::Bool(true);
 const NEVER: Harmless = |_| false;
 const ONE: Harmless = |v| v.as_f64() == Some(1.0);
-const EMPTY_TEXT: Harmless = |v| v.as_str() == Some("");
 
 /// For every endpoint that generates.
 const ANYWHERE: &[(&str, Harmless)] = &[
-    ("response_format", |v| v["type"] == "text"),
-    ("structured_outputs", UNUSED),
-    ("guided_json", NEVER),
-    ("guided_regex", NEVER),
-    ("guided_choice", NEVER),
-    ("guided_grammar", NEVER),
     ("guided_decoding_backend", NEVER),
-    ("guided_whitespace_pattern", NEVER),
-    ("grammar", EMPTY_TEXT),
-    ("json_schema", NEVER),
-    ("regex", NEVER),
-    ("ebnf", NEVER),
     ("structural_tag", NEVER),
-    ("bad_words", UNUSED),
-    ("allowed_token_ids", NEVER),
     ("logprob_token_ids", UNUSED),
     ("logits_processors", UNUSED),
     ("use_beam_search", FALSE),
@@ -56,8 +42,6 @@ const CHAT: &[(&str, Harmless)] = &[
     ("modalities", |v| v == &serde_json::json!(["text"])),
     ("audio", NEVER),
     ("prediction", NEVER),
-    ("reasoning_effort", NEVER),
-    ("thinking_token_budget", NEVER),
     ("verbosity", |v| v == "medium"),
     ("web_search_options", NEVER),
     ("store", FALSE),

@@ -5,7 +5,7 @@ use super::sampler::{RowTask, SampleError};
 use super::step_runner::StepError;
 use crate::engine::{
     ChunkInput, ChunkOutput, PLANS_UNDER_WAY_MAX, Plan, SampleStep, SampledToken, StepOutput,
-    TokenLogprobs,
+    TokenLogprobs, TokenMask,
 };
 use kernels::device::cuda::{CudaDevice, DeviceBuffer, PinnedBuffer};
 use kernels::ops::sampling::{
@@ -158,6 +158,7 @@ impl CudaSampler {
             presence_penalty: params.presence_penalty,
             frequency_penalty: params.frequency_penalty,
             logit_bias: &bias.into_iter().filter(|(id, _)| in_vocab(id)).collect::<Vec<_>>(),
+            mask: step.mask.as_deref().map(TokenMask::words),
             bans: &bans.into_iter().filter(in_vocab).collect::<Vec<_>>(),
             seed: params.seed,
             position: step.position as u64,

@@ -1,6 +1,6 @@
 //! Logits -> token ids.
 //!
-//! The order, per row: log-probabilities of the raw logits (if asked for); logit_bias; repetition,
+//! The order, per row: log-probabilities of the raw logits (if asked for); the mask; logit_bias; repetition,
 //! then frequency and presence penalties; bans (a bias of -100, and end and stop tokens while
 //! min_tokens is not reached); greedy, or temperature, min_p, top_k, top_p, draw. These are the
 //! documented steps of vLLM's V1 sampler: bias before penalties, min_p before top_k before top_p.
@@ -121,6 +121,8 @@ struct Scratch {
     candidates: Vec<Candidate>,
     work: Vec<Candidate>,
     block_sums: Vec<f64>,
+    /// The row before its mask, to score what was chosen by.
+    unmasked: Vec<f32>,
 }
 
 impl Scratch {
@@ -140,17 +142,25 @@ impl Scratch {
             Some(top) => Some(RawDistribution::of(row, top, &mut self.work)?),
             None => None,
         };
+        if let Some(mask) = &step.mask {
+            self.unmasked.clear();
+            if raw.is_some() {
+                self.unmasked.extend_from_slice(row);
+            }
+            mask.apply(row);
+        }
         self.edits.apply(row, step);
         let token = self.choose(row, step)?;
         self.edits.undo(row);
-        Ok(SampledToken { token, logprobs: raw.map(|raw| raw.score(row, token)) })
+        let unmasked = if step.mask.is_some() { self.unmasked.as_slice() } else { row };
+        Ok(SampledToken { token, logprobs: raw.map(|raw| raw.score(unmasked, token)) })
     }
 
     fn choose(&mut self, row: &mut [f32], step: &SampleStep) -> Result<TokenId, SampleError> {
         let mut best = softmax::argmax(row);
         if best.logit == f32::NEG_INFINITY {
-            // The request banned every token there is. It asked for the impossible, and so its bans
-            // are void.
+            // The request banned every token that may come. It asked for the impossible, and so its
+            // bans are void.
             self.edits.undo_bans(row);
             best = softmax::argmax(row);
         }

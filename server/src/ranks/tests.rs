@@ -228,7 +228,7 @@ fn chunk(sequence: u64, token_ids: &[u32]) -> Chunk {
 fn sampled(sequence: u64, token_ids: &[u32]) -> Chunk {
     let (position, history) = (token_ids.len(), Vec::new());
     let params = Arc::new(SamplingParams::default());
-    let sample = Some(SampleStep { params, position, prompt_len: position, history });
+    let sample = Some(SampleStep { params, position, prompt_len: position, history, mask: None });
     Chunk { sample, ..chunk(sequence, token_ids) }
 }
 

@@ -15,11 +15,16 @@ pub mod tags;
 pub mod answer;
 pub mod reasoning;
 pub mod tools;
+pub mod constraint;
 #[cfg(test)]
 mod testing;
 
 pub use answer::{AnswerFormat, AnswerParser, AnswerTools, Part, ReasoningMarkup, ToolMarkup};
 pub use chat_messages::ChatPrompt;
+pub use constraint::{
+    BadWords, CallsWanted, Constraint, ConstraintParts, GrammarError, GrammarSource,
+    SequenceConstraint, tool_calls_grammar,
+};
 pub use detokenizer::{SpecialTokens, TextDecoder};
 pub use error::{TextError, TextStartError};
 pub use reasoning::ReasoningStart;
@@ -32,9 +37,12 @@ use std::time::{Duration, SystemTime};
 use models::{ChatTemplateSource, TokenId, TokenizerSource};
 
 use chat_template::{ChatTemplate, TemplateLimits};
+use constraint::{BUDGET_SPENT, Grammar, Grammars, Thinking, ThinkingBudget};
 use pool::{Pool, PoolLimits};
 use tokenizer::Tokenizer;
 
+/// The variable by which templates are told how much to think.
+pub const REASONING_EFFORT: &str = "reasoning_effort";
 /// Tokens decoded at once before other tasks get a turn.
 const DECODE_TOKENS_MAX: usize = 4096;
 
@@ -90,6 +98,8 @@ pub struct TextStage {
     input_bytes_max: usize,
     tool_format: Option<ToolFormat>,
     has_reasoning: bool,
+    takes_reasoning_effort: bool,
+    grammars: Arc<Grammars>,
 }
 
 impl TextStage {
@@ -115,6 +125,7 @@ impl TextStage {
         let source = chat_template.map(|source| source.template.as_str());
         let tool_format = source.and_then(|template| config.tools.format(template));
         let has_reasoning = source.is_some_and(|template| config.reasoning.is_used(template));
+        let takes_reasoning_effort = source.is_some_and(|text| text.contains(REASONING_EFFORT));
         let template = chat_template
             .map(|source| compile_template(&source.template, &tokenizer, limits))
             .transpose()?;
@@ -123,12 +134,14 @@ impl TextStage {
             waiting_bytes_max: config.waiting_bytes_max,
         };
         Ok(Self {
+            grammars: Arc::new(Grammars::new(tokenizer.vocabulary().clone()).map_err(no_thread)?),
             tokenizer: Arc::new(tokenizer),
             template: template.map(Arc::new),
             pool: Arc::new(Pool::start(config.tokenizer_threads, pool_limits)?),
             input_bytes_max: config.input_bytes_max,
             tool_format,
             has_reasoning,
+            takes_reasoning_effort,
         })
     }
 
@@ -140,6 +153,68 @@ impl TextStage {
     /// Where an answer to `prompt` begins; `None`: the model does not tell reasoning apart.
     pub fn reasoning_start(&self, prompt: &EncodedPrompt) -> Option<ReasoningStart> {
         self.has_reasoning.then(|| ReasoningStart::of_prompt(&prompt.text))
+    }
+
+    /// Whether the model tells its reasoning apart.
+    pub fn has_reasoning(&self) -> bool {
+        self.has_reasoning
+    }
+
+    /// Whether the chat template has a variable of this name.
+    pub fn takes_reasoning_effort(&self) -> bool {
+        self.takes_reasoning_effort
+    }
+
+    /// Errors: a grammar that cannot be held, or not within the bounds; `Busy`: ask again.
+    pub async fn compile_grammar(
+        &self,
+        source: GrammarSource,
+    ) -> Result<Arc<Grammar>, GrammarError> {
+        self.grammars.compile(source).await
+    }
+
+    /// Finds the tokens that make up `words`, none of which is empty.
+    pub async fn find_bad_words(&self, words: Vec<String>) -> Result<Arc<BadWords>, TextError> {
+        let vocabulary = self.tokenizer.vocabulary().clone();
+        let bytes = words.iter().map(String::len).sum();
+        self.pool.run(bytes, move || Arc::new(BadWords::new(&words, &vocabulary))).await
+    }
+
+    /// What an answer to `prompt` may be, where `parts` asks for something; `eos` may come where
+    /// the grammar is complete. Without a prompt the answer does not think.
+    pub fn constraint(
+        &self,
+        prompt: Option<&EncodedPrompt>,
+        parts: ConstraintParts,
+        eos: Vec<TokenId>,
+    ) -> Option<Arc<Constraint>> {
+        if parts.is_empty() {
+            return None;
+        }
+        let prompt = prompt.filter(|_| self.has_reasoning);
+        let thinking = match prompt.map(|prompt| ReasoningStart::of_prompt(&prompt.text)) {
+            None => Thinking::None,
+            Some(ReasoningStart::Inside) => Thinking::Open,
+            Some(ReasoningStart::Outside) if prompt.is_some_and(has_thought) => Thinking::None,
+            Some(ReasoningStart::Outside) => Thinking::MayOpen,
+        };
+        let vocabulary = self.tokenizer.vocabulary().clone();
+        let budget = parts.thinking_budget.map(|tokens_max| ThinkingBudget {
+            tokens_max,
+            close: self.tokenizer.encode(BUDGET_SPENT).unwrap_or_default(),
+        });
+        Some(Arc::new(Constraint {
+            workers: self.grammars.workers(),
+            eos,
+            thinking,
+            open_tag: self.tokenizer.token_id(reasoning::OPEN),
+            call_tag: self.tokenizer.token_id(tools::OPEN),
+            budget: budget.filter(|budget| !budget.close.is_empty()),
+            grammar: parts.grammar,
+            allowed: parts.allowed_token_ids.map(|ids| constraint::bits(ids, vocabulary.num_ids())),
+            bad_words: parts.bad_words,
+            vocabulary,
+        }))
     }
 
     /// Number of ids that the tokenizer knows: only these may be sampled. Rows of the embedding
@@ -218,6 +293,15 @@ fn encode_chat(
     let rendered = template.render(chat, SystemTime::now())?;
     let token_ids = tokenizer.encode_rendered(&rendered)?;
     Ok(EncodedPrompt { token_ids, text: rendered.text })
+}
+
+fn no_thread(source: std::io::Error) -> TextStartError {
+    TextStartError::Thread { source }
+}
+
+/// Whether the prompt's last turn has thought already, or says that there is nothing to think.
+fn has_thought(prompt: &EncodedPrompt) -> bool {
+    ReasoningStart::has_thought(&prompt.text)
 }
 
 /// Compiles the template and sees whether its special tokens are found.

@@ -21,12 +21,21 @@ pub enum ReasoningStart {
 impl ReasoningStart {
     /// Reads it off the end of the rendered prompt: its last turn may be open within the thinking.
     pub fn of_prompt(rendered: &str) -> ReasoningStart {
-        let turn = rendered.rfind(TURN).map_or(rendered, |start| &rendered[start..]);
+        let turn = last_turn(rendered);
         match (turn.rfind(OPEN), turn.rfind(CLOSE)) {
             (Some(open), close) if close.is_none_or(|close| close < open) => ReasoningStart::Inside,
             _ => ReasoningStart::Outside,
         }
     }
+
+    /// Whether the prompt's last turn has closed its thinking already.
+    pub fn has_thought(rendered: &str) -> bool {
+        last_turn(rendered).contains(CLOSE)
+    }
+}
+
+fn last_turn(rendered: &str) -> &str {
+    rendered.rfind(TURN).map_or(rendered, |start| &rendered[start..])
 }
 
 /// Text of a call ends the thinking, where calls are understood.

@@ -1,7 +1,7 @@
 //! Logits -> token ids on a GPU, without a host round trip per token.
 //!
 //! The meaning is that of the CPU's sampler (`server/src/ranks/sampler.rs`), step by step:
-//! log-probabilities of the raw logits (if asked for); bias; repetition, then frequency and
+//! log-probabilities of the raw logits (if asked for); the mask; bias; repetition, then frequency and
 //! presence penalties; bans; greedy, or temperature, min_p, top_k, top_p, draw. Greedy choices are
 //! the same token; draws differ only where the random number lies within rounding of the border
 //! between two tokens. A step's rows travel as `SampleRow`s in one array, with their lists in
@@ -19,7 +19,7 @@ pub const TOP_MAX: usize = 20;
 /// Largest vocabulary that the kernels have room for.
 pub const VOCAB_MAX: usize = 1 << 18;
 /// Words of a row's record on the device.
-pub const ROW_WORDS: usize = 24;
+pub const ROW_WORDS: usize = 26;
 /// Words of a row's result on the device.
 pub const RESULT_WORDS: usize = 5 + 2 * TOP_MAX;
 
@@ -52,7 +52,10 @@ pub struct SampleTask<'a> {
     pub frequency_penalty: f32,
     /// Added to logits, each id once; -100 is a ban, 100 an order.
     pub logit_bias: &'a [(u32, f32)],
-    /// Tokens that must not come, in any order, each any number of times.
+    /// Bit `i % 32` of word `i / 32`: whether id i may come; ids beyond it may not. None: all may.
+    pub mask: Option<&'a [u32]>,
+    /// Tokens that must not come, in any order, each any number of times. They are void when they
+    /// leave none of those that may come.
     pub bans: &'a [u32],
     pub seed: u64,
     /// Place of the token in its sequence. With `seed` it decides the draw.
@@ -93,6 +96,8 @@ struct SampleRow {
     prompt_len: u32,
     /// NONE, or a place in the token ids.
     pending: u32,
+    /// Start and length in the lists; without a mask the length is 0.
+    mask: [u32; 2],
 }
 
 const TASK_NONE: u32 = 0;
@@ -138,13 +143,15 @@ impl SampleBatch {
         };
         let bias = self.push_bias(task.logit_bias);
         let bans = self.push_bans(task);
+        // Even a mask without a word is one: it allows nothing.
+        let mask = task.mask.map_or([0, 0], |words| self.push_list(if words.is_empty() { &[0] } else { words }));
         let has_penalties = task.repetition_penalty != 1.0
             || task.presence_penalty != 0.0
             || task.frequency_penalty != 0.0;
         let history = if has_penalties { self.push_list(task.history) } else { [0, 0] };
         let pending = task.pending.filter(|_| has_penalties).unwrap_or(NONE);
         let has_history = history[1] > 0 || pending != NONE;
-        let has_edits = bias[1] > 0 || bans[1] > 0 || has_history;
+        let has_edits = bias[1] > 0 || bans[1] > 0 || mask[1] > 0 || has_history;
         self.push_row(SampleRow {
             seed: task.seed,
             position: task.position,
@@ -164,6 +171,7 @@ impl SampleBatch {
             history,
             prompt_len: u32::try_from(task.prompt_len).unwrap_or(u32::MAX),
             pending,
+            mask,
         });
     }
 
@@ -238,6 +246,7 @@ impl SampleRow {
         history: [0; 2],
         prompt_len: 0,
         pending: NONE,
+        mask: [0; 2],
     };
 
     /// In the order of `SampleRow` in row.cuh, little endian.
@@ -271,6 +280,8 @@ impl SampleRow {
             self.history[1],
             self.prompt_len,
             self.pending,
+            self.mask[0],
+            self.mask[1],
         ]
     }
 }

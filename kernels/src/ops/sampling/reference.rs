@@ -134,9 +134,14 @@ fn finite(x: f32) -> f32 {
     if x.is_finite() { x } else { f32::NEG_INFINITY }
 }
 
-/// Logits after bias, penalties and bans, each step in f32. Bans that leave nothing are void.
+/// Logits after mask, bias, penalties and bans, each step in f32. Bans that leave nothing are void.
 fn edited(row: &[f32], task: &SampleTask, pending_token: Option<u32>) -> Option<Vec<f32>> {
-    let mut logits: Vec<f32> = row.iter().map(|&x| finite(x)).collect();
+    let may_come = |id: usize| {
+        let word = |mask: &[u32]| mask.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1);
+        task.mask.is_none_or(word)
+    };
+    let masked = |(id, &x): (usize, &f32)| if may_come(id) { finite(x) } else { f32::NEG_INFINITY };
+    let mut logits: Vec<f32> = row.iter().enumerate().map(masked).collect();
     for &(id, bias) in task.logit_bias.iter().filter(|(_, bias)| *bias > -BIAS_ORDER) {
         let bias = if bias >= BIAS_ORDER { FORCED_BIAS } else { bias };
         change(&mut logits, id, |logit| logit + bias);

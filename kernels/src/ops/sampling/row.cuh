@@ -29,8 +29,9 @@ struct SampleRow {
     float repetition_penalty, presence_penalty, frequency_penalty;
     uint32_t bias_start, bias_len, bans_start, bans_len;
     uint32_t history_start, history_len, prompt_len, pending;
+    uint32_t mask_start, mask_len;
 };
-static_assert(sizeof(SampleRow) == 96, "as in mod.rs");
+static_assert(sizeof(SampleRow) == 104, "as in mod.rs");
 
 // As `SampleResult` in mod.rs.
 struct SampleResult {

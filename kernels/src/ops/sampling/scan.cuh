@@ -54,12 +54,32 @@ __device__ __forceinline__ float penalized(float logit, uint32_t mark, const Sam
     return __fsub_rn(__fsub_rn(x, __fmul_rn(row.frequency_penalty, times)), presence);
 }
 
-// Bias, penalties, bans, in this order, on the values of the slice that begins at id `first`.
+// What the mask does not have is -inf.
+template <int PER_WARP, int WARPS>
+__device__ __forceinline__ void apply_mask(float (&x)[PER_WARP][4], const SampleRow& row,
+                                           const uint32_t* lists, uint32_t first) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < PER_WARP; ++k) {
+        // Four ids from a multiple of 4 on, so their bits are in one word.
+        const uint32_t id = first + (warp + WARPS * k) * CHUNK + lane * 4;
+        const uint32_t word = id / 32 < row.mask_len ? lists[row.mask_start + id / 32] : 0;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            x[k][j] = word >> (id % 32 + j) & 1 ? x[k][j] : minus_infinity();
+        }
+    }
+}
+
+// Mask, bias, penalties, bans, in this order, on the values of the slice that begins at `first`.
 template <int THREADS, int PER_WARP>
 __device__ __forceinline__ void edit(float (&x)[PER_WARP][4], const Scan& scan, uint32_t first,
                                      uint32_t (&marks)[SLICE]) {
     constexpr int WARPS = THREADS / 32;
     const SampleRow& row = *scan.row;
+    if (row.mask_len > 0) {
+        apply_mask<PER_WARP, WARPS>(x, row, scan.lists, first);
+    }
     if (row.bias_len > 0) {
         clear<THREADS>(marks);
         const uint32_t* ids = scan.lists + row.bias_start;

@@ -38,6 +38,7 @@ struct Case {
     min_p: f32,
     penalties: [f32; 3],
     logit_bias: Vec<(u32, f32)>,
+    mask: Option<Vec<u32>>,
     bans: Vec<u32>,
     seed: u64,
     position: u64,
@@ -58,6 +59,7 @@ impl Default for Case {
             min_p: 0.0,
             penalties: [1.0, 0.0, 0.0],
             logit_bias: Vec::new(),
+            mask: None,
             bans: Vec::new(),
             seed: 0,
             position: 0,
@@ -80,6 +82,7 @@ impl Case {
             presence_penalty: self.penalties[1],
             frequency_penalty: self.penalties[2],
             logit_bias: &self.logit_bias,
+            mask: self.mask.as_deref(),
             bans: &self.bans,
             seed: self.seed,
             position: self.position,
@@ -213,6 +216,16 @@ fn tokens_and_logprobs_are_those_of_the_reference() {
     assert!(close_calls < 10, "{close_calls} of {checked} left out");
 }
 
+/// At least one token may come, sometimes the only one; the last words may be missing.
+fn random_mask(random: &mut Random, vocab: usize) -> Vec<u32> {
+    let spread = random.pick(&[0u64, u64::MAX, 0x8000_0000_0000_0001, 0x5555_0000_ffff_0000]);
+    let len = 1 + random.below(vocab.div_ceil(32));
+    let mut mask: Vec<u32> = (0..len).map(|_| (random.next() & spread) as u32).collect();
+    let id = random.below(vocab.min(32 * len));
+    mask[id / 32] |= 1 << (id % 32);
+    mask
+}
+
 /// All parameters at random, often at values that switch them off; logits often with ties.
 fn random_case(random: &mut Random, vocab: usize) -> (Vec<f32>, Case) {
     let spread = random.pick(&[0.1, 1.0, 3.0, 10.0]);
@@ -231,7 +244,9 @@ fn random_case(random: &mut Random, vocab: usize) -> (Vec<f32>, Case) {
     let prompt_len = 1 + random.below(20);
     let position = prompt_len + random.below(20);
     let history: Vec<u32> = (0..position).map(|_| token(random)).collect();
+    let mask = random.pick(&[false, false, true]).then(|| random_mask(random, vocab));
     let case = Case {
+        mask,
         temperature: random.pick(&[0.0, 0.3, 0.7, 1.0, 1.7, 4.0]),
         top_k: random.pick(&[0, 0, 1, 2, 20, 100, 1400, 100_000]),
         top_p: random.pick(&[1.0, 1.0, 0.8, 0.95, 0.999, 0.3, 0.001]),
@@ -313,6 +328,11 @@ fn each_parameter_keeps_to_its_edges() {
         // Bans that leave nothing are void, what else was asked for is not.
         (bias(&[(0, -100.0), (1, -100.0), (2, -100.0), (3, -100.0), (4, -100.0)]), all.clone()),
         (Case { bans: vec![4, 3, 2, 1, 0, 1], top_k: 2, ..bias(&[(0, 9.0)]) }, vec![0, 1]),
+        // A mask stays, also where bans are void.
+        (Case { mask: Some(vec![0b01101]), ..hot.clone() }, vec![0, 2, 3]),
+        (Case { mask: Some(vec![0b01000]), ..bias(&[(1, 100.0), (3, -50.0)]) }, vec![3]),
+        (Case { mask: Some(vec![0b01001]), bans: vec![0, 3], ..hot.clone() }, vec![0, 3]),
+        (Case { mask: Some(vec![0b10001]), bans: vec![4], ..hot.clone() }, vec![0]),
         (bias(&[(900, 100.0)]), all),
     ];
     for (case, expected) in cases {

@@ -12,7 +12,7 @@ use crate::config::{
 use crate::engine::{
     self, EngineConfig, EngineThread, Overlap, PolicyKind, PrefixCaching, RunnerError,
 };
-use crate::http::{ServedModel, Serving};
+use crate::http::{ServedModel, Serving, ThinkingModel};
 use crate::hub::{self, Progress};
 use crate::machine;
 use crate::ranks::{GroupWatch, Leader, LoadedGroup, Offer, RankConfig, Room, Setup, Start, Sums};
@@ -136,6 +136,7 @@ fn served_model(
         eos_token_ids,
         generation: model.checkpoint.generation.clone(),
         tool_format: text.tool_format(),
+        thinking: ThinkingModel::of(&text),
     }
 }
 

@@ -77,6 +77,7 @@ fn request(prompt: &[u32], max_new_tokens: usize) -> Request {
         sampling: SamplingParams { max_new_tokens, ..SamplingParams::default() },
         priority: 0,
         cache_salt: CacheSalt::default(),
+        constraint: None,
     }
 }
 

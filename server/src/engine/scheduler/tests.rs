@@ -28,6 +28,7 @@ fn request(prompt: std::ops::Range<u32>, max_new_tokens: usize) -> Request {
         sampling: SamplingParams { max_new_tokens, ..SamplingParams::default() },
         priority: 0,
         cache_salt: CacheSalt::default(),
+        constraint: None,
     }
 }
 
@@ -42,7 +43,7 @@ struct Bench {
 impl Bench {
     fn new(config: EngineConfig) -> Self {
         Self {
-            scheduler: Scheduler::new(config),
+            scheduler: Scheduler::new(config, std::sync::Arc::new(|| ())),
             start: Instant::now(),
             num_submitted: 0,
             events: Vec::new(),
@@ -369,7 +370,7 @@ fn an_aborted_sequence_is_left_out_of_the_results() {
 
 #[test]
 fn history_travels_only_when_sampling_needs_it() {
-    let mut scheduler = Scheduler::new(config());
+    let mut scheduler = Scheduler::new(config(), std::sync::Arc::new(|| ()));
     let mut penalised = request(0..3, 2);
     penalised.sampling.repetition_penalty = 1.2;
     scheduler.add(SequenceId(0), request(10..13, 2), Instant::now());

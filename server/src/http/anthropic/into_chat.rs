@@ -1,6 +1,8 @@
 //! The body of a request to Anthropic's API as that of a chat.
 
-use crate::http::chat_completions::{CHAT_TEMPLATE_KWARGS, ENABLE_THINKING, MESSAGES};
+use crate::http::chat_completions::{
+    CHAT_TEMPLATE_KWARGS, ENABLE_THINKING, MESSAGES, THINKING_BUDGET,
+};
 use crate::http::error::{RequestError, excerpt};
 use crate::http::fields::{Field, Fields, Kind, out_of_range, show, string_of, wrong_type};
 use crate::http::sampling::STOP;
@@ -17,7 +19,7 @@ const STOP_SEQUENCES: Field = Field {
 const THINKING: Field = Field {
     name: "thinking",
     kind: Kind::Shape(object_schema),
-    doc: "{type: disabled}, the default; or {type: enabled} without a budget.",
+    doc: "{type: disabled}, the default; or {type: enabled, budget_tokens}.",
 };
 const METADATA: Field =
     Field { name: "metadata", kind: Kind::Shape(object_schema), doc: "Accepted and not used." };
@@ -219,14 +221,12 @@ fn set_thinking(fields: &mut Fields) -> Result<(), RequestError> {
             let kind = thinking.get("type").cloned().unwrap_or_default();
             match kind.as_str() {
                 Some("disabled") => false,
-                Some("enabled" | "adaptive") => match thinking.get("budget_tokens") {
-                    None | Some(Value::Null) => true,
-                    Some(budget) => {
-                        let field = "thinking.budget_tokens".to_string();
-                        let value = show(budget);
-                        return Err(RequestError::Unsupported { field, value });
+                Some("enabled" | "adaptive") => {
+                    if let Some(budget) = thinking.get("budget_tokens").filter(|b| !b.is_null()) {
+                        fields.set(&THINKING_BUDGET, budget.clone());
                     }
-                },
+                    true
+                }
                 _ => {
                     let range = "enabled or disabled".to_string();
                     return Err(out_of_range("thinking.type", &kind, range));

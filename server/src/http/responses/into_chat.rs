@@ -2,7 +2,8 @@
 
 use super::store::ResponseStore;
 use crate::http::auth::Client;
-use crate::http::chat_completions::{ENABLE_THINKING, MAX_COMPLETION_TOKENS, MESSAGES};
+use crate::http::chat_completions::{MAX_COMPLETION_TOKENS, MESSAGES, REASONING_EFFORT};
+use crate::http::constraint::RESPONSE_FORMAT;
 use crate::http::error::{RequestError, excerpt};
 use crate::http::fields::{Field, Fields, Kind, out_of_range, show, string_of, wrong_type};
 use crate::http::sampling::{TEMPERATURE, TOP_P, USER};
@@ -31,9 +32,13 @@ const PREVIOUS: Field =
     field("previous_response_id", Kind::Name, "Go on from this response, which was kept.");
 const BACKGROUND: Field =
     field("background", Kind::Boolean, "Answer at once and work on; needs `store`. Default false.");
-const TEXT: Field = field("text", Kind::Shape(object_schema), "{format: {type: text}}.");
+const TEXT: Field = field(
+    "text",
+    Kind::Shape(object_schema),
+    "format: {type: text}, {type: json_object} or {type: json_schema, schema}.",
+);
 const REASONING: Field =
-    field("reasoning", Kind::Shape(object_schema), "{effort: none} switches thinking off.");
+    field("reasoning", Kind::Shape(object_schema), "effort: as the chat's reasoning_effort.");
 const TRUNCATION: Field = field("truncation", Kind::Name, "Only `disabled`.");
 const METADATA: Field =
     field("metadata", Kind::Shape(object_schema), "Up to 16 entries, given back as they are.");
@@ -91,7 +96,7 @@ pub fn into_chat(
         let named = json!({"type": "function", "function": {"name": choice.get("name")}});
         fields.set(&TOOL_CHOICE, named);
     }
-    refuse_what_is_not_served(fields)?;
+    set_text_and_reasoning(fields)?;
     let is_kept = fields.boolean(&STORE)?.unwrap_or(true);
     let in_background = fields.boolean(&BACKGROUND)?.unwrap_or(false);
     if in_background && !is_kept {
@@ -205,25 +210,24 @@ fn read_tools(tools: Value) -> Result<Value, RequestError> {
     Ok(tools.collect::<Result<Vec<_>, _>>()?.into())
 }
 
-fn refuse_what_is_not_served(fields: &mut Fields) -> Result<(), RequestError> {
+fn set_text_and_reasoning(fields: &mut Fields) -> Result<(), RequestError> {
     let unsupported = |field: &str, value: &Value| {
         Err(RequestError::Unsupported { field: field.into(), value: show(value) })
     };
     match fields.take(&TEXT) {
         None => {}
-        Some(Value::Object(text)) => match text.get("format").map(|format| &format["type"]) {
-            None | Some(Value::Null) => {}
-            Some(kind) if kind == "text" => {}
-            Some(kind) => return unsupported("text.format.type", kind),
-        },
+        Some(Value::Object(mut text)) => {
+            if let Some(format) = text.remove("format").filter(|format| !format.is_null()) {
+                fields.set(&RESPONSE_FORMAT, response_format(format)?);
+            }
+        }
         Some(other) => return Err(wrong_type(TEXT.name, &other, "an object")),
     }
     match fields.take(&REASONING) {
         None => {}
         Some(Value::Object(reasoning)) => match reasoning.get("effort") {
             None | Some(Value::Null) => {}
-            Some(effort) if effort == "none" => fields.set(&ENABLE_THINKING, false.into()),
-            Some(effort) => return unsupported("reasoning.effort", effort),
+            Some(effort) => fields.set(&REASONING_EFFORT, effort.clone()),
         },
         Some(other) => return Err(wrong_type(REASONING.name, &other, "an object")),
     }
@@ -244,6 +248,18 @@ fn refuse_what_is_not_served(fields: &mut Fields) -> Result<(), RequestError> {
             Err(RequestError::Invalid { field: METADATA.name.into(), reason })
         }
         Some(other) => Err(wrong_type(METADATA.name, &other, "an object")),
+    }
+}
+
+/// Here name and schema stand in the format itself.
+fn response_format(format: Value) -> Result<Value, RequestError> {
+    match format {
+        Value::Object(mut format) if format.get("type").is_some_and(|t| t == "json_schema") => {
+            format.remove("type");
+            Ok(json!({"type": "json_schema", "json_schema": format}))
+        }
+        Value::Object(_) => Ok(format),
+        other => Err(wrong_type("text.format", &other, "an object with a type")),
     }
 }
 

@@ -73,7 +73,15 @@ impl Expected {
 fn edited(row: &[f32], step: &SampleStep) -> Vec<f64> {
     let params = &step.params;
     let mut banned = vec![false; row.len()];
-    let mut logits: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+    let may_come = |id: usize| {
+        let word = |words: &[u32]| words.get(id / 32).is_some_and(|w| w >> (id % 32) & 1 == 1);
+        step.mask.as_ref().is_none_or(|mask| word(mask.words()))
+    };
+    let masked = |(id, &x): (usize, &f32)| match may_come(id) {
+        true => f64::from(x),
+        false => f64::NEG_INFINITY,
+    };
+    let mut logits: Vec<f64> = row.iter().enumerate().map(masked).collect();
     for &(token, bias) in &params.logit_bias {
         match bias {
             -100.0 => banned[token.0 as usize] = true,
@@ -98,6 +106,11 @@ fn edited(row: &[f32], step: &SampleStep) -> Vec<f64> {
         for token in params.eos_token_ids.iter().chain(&params.stop_token_ids) {
             banned[token.0 as usize] = true;
         }
+    }
+    let is_left = |(&logit, &banned): (&f64, &bool)| logit > f64::NEG_INFINITY && !banned;
+    if !logits.iter().zip(&banned).any(is_left) {
+        // Bans that leave nothing are void.
+        banned.fill(false);
     }
     let value = |(&logit, &banned): (&f64, &bool)| match banned {
         true => f64::NEG_INFINITY,

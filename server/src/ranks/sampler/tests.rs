@@ -1,5 +1,6 @@
 use super::oracle::{Random, expected};
 use super::*;
+use crate::engine::TokenMask;
 use kernels::device::cpu::CpuDevice;
 use std::sync::Arc;
 
@@ -113,6 +114,44 @@ fn each_parameter_keeps_to_its_edges() {
             seen.insert(sample(&row, &step).token.0);
         }
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), expected, "{:?}", step.params);
+    }
+}
+
+#[test]
+fn a_mask_stays_where_bans_are_void_and_log_probabilities_are_those_of_the_raw_row() {
+    let row = [1.0, 3.0, 3.0, 2.0, -1.0];
+    let only = |ids: &[u32]| {
+        let words = vec![ids.iter().map(|id| 1 << id).sum()];
+        Some(Arc::new(TokenMask::new(words).unwrap()))
+    };
+    let bans = |ids: &[u32]| SamplingParams {
+        logit_bias: ids.iter().map(|&id| (TokenId(id), -100.0)).collect(),
+        logprobs: Some(2),
+        ..Default::default()
+    };
+    let stops = SamplingParams {
+        min_tokens: 9,
+        eos_token_ids: vec![TokenId(4)],
+        logprobs: Some(2),
+        ..Default::default()
+    };
+    for (params, allowed, expected, rank) in [
+        (bans(&[]), &[0, 3][..], 3, 3),
+        (bans(&[3]), &[0, 3], 0, 4),
+        (bans(&[0, 3]), &[0, 3], 3, 3),
+        (stops.clone(), &[4, 0], 0, 4),
+        (stops, &[4], 4, 5),
+    ] {
+        let step = SampleStep { mask: only(allowed), ..step_of(params) };
+        let sampled = sample(&row, &step);
+        assert_eq!(sampled.token.0, expected, "{:?} of {allowed:?}", step.params);
+        let logprobs = sampled.logprobs.unwrap();
+        assert_eq!(logprobs.rank, rank);
+        let best = logprobs.top.iter().map(|(id, _)| id.0).collect::<Vec<_>>();
+        assert_eq!(best, [1, 2]);
+        let free = sample(&row, &step_of(bans(&[]))).logprobs.unwrap();
+        let distance = row[1] - row[expected as usize];
+        assert!((free.logprob - logprobs.logprob - distance).abs() < 1e-5);
     }
 }
 
@@ -327,11 +366,22 @@ fn random_case(random: &mut Random) -> (Vec<f32>, SampleStep) {
     let prompt_len = 1 + random.below(20);
     let position = prompt_len + random.below(20);
     let history = (0..position).map(|_| token(random)).collect();
-    (row, SampleStep { position, prompt_len, history, ..step_of(params) })
+    let mask = random.pick(&[false, false, true]).then(|| random_mask(random, vocab));
+    (row, SampleStep { position, prompt_len, history, mask, ..step_of(params) })
+}
+
+/// At least one token may come.
+fn random_mask(random: &mut Random, vocab: usize) -> Arc<TokenMask> {
+    let spread = random.pick(&[u64::MAX, 0x8000_0000_0000_0001, 0x5555_0000_ffff_0000]);
+    let len = 1 + random.below(vocab.div_ceil(32));
+    let mut words: Vec<u32> = (0..len).map(|_| (random.next() & spread) as u32).collect();
+    let id = random.below(vocab.min(32 * len));
+    words[id / 32] |= 1 << (id % 32);
+    Arc::new(TokenMask::new(words).unwrap())
 }
 
 fn step_of(params: SamplingParams) -> SampleStep {
-    SampleStep { params: Arc::new(params), position: 0, prompt_len: 0, history: vec![] }
+    SampleStep { params: Arc::new(params), position: 0, prompt_len: 0, history: vec![], mask: None }
 }
 
 fn sample(row: &[f32], step: &SampleStep) -> SampledToken {

@@ -15,7 +15,7 @@ use serde_json::Value;
 use std::sync::Arc;
 use xml::XmlCall;
 
-const OPEN: &str = "<tool_call>";
+pub const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
 const FUNCTION: &str = "<function=";
 
