@@ -131,7 +131,9 @@ impl Sequence {
     /// Whether the steps under way are certain to be its last.
     pub fn is_ending(&self) -> bool {
         let len = self.expected_len();
-        len > self.token_ids.len() && len >= self.len_max
+        let is_sampling = len > self.token_ids.len();
+        // A prompt that is only scored ends when all of it is computed.
+        (is_sampling && len >= self.len_max) || len == self.num_scheduled()
     }
 
     /// Whether its next token cannot be sampled before its constraint has spoken.
