@@ -9,7 +9,7 @@ use server::http::completions::{CompletionRequest, Prompt};
 use server::http::error::{ApiError, RequestError};
 use server::http::fields::Fields;
 use server::http::sampling::Common;
-use server::http::{HttpConfig, ServedModel};
+use server::http::{HttpConfig, ServedModel, Task};
 use server::text::ToolFormat;
 
 const VOCAB_SIZE: u32 = 1000;
@@ -54,6 +54,7 @@ fn model() -> ServedModel {
         eos_token_ids: vec![TokenId(0)],
         generation: GenerationDefaults::default(),
         tool_format: Some(ToolFormat::Hermes),
+        task: Task::Generate,
     }
 }
 

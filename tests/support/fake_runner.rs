@@ -8,7 +8,7 @@
 use models::TokenId;
 use server::engine::{
     BlockId, CacheSalt, Chunk, ChunkInput, ChunkOutput, Event, FinishReason, LastStep,
-    PLANS_UNDER_WAY_MAX, Plan, Request, Runner, RunnerError, SampleStep, SampledToken,
+    PLANS_UNDER_WAY_MAX, Plan, Pooled, Pooling, Request, Runner, RunnerError, SampleStep, SampledToken,
     SamplingParams, SequenceId, StepOutput, TokenLogprobs,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -164,6 +164,7 @@ impl FakeRunner {
         ChunkOutput {
             sampled: self.last_step.sample_step(chunk).map(|step| sample_step(digest, &step)),
             prompt_logprobs: scores.collect(),
+            pooled: chunk.pooling.as_ref().map(|pooling| pool(digest, pooling)),
         }
     }
 
@@ -242,6 +243,11 @@ pub fn events_alone(request: &Request, model_len_max: usize) -> Vec<Event> {
     if params.prompt_logprobs.is_some() {
         events.push(Event::PromptLogprobs(scores));
     }
+    if let Some(pooling) = &request.pooling {
+        events.push(Event::Pooled(pool(digest, pooling)));
+        events.push(Event::Finished { reason: FinishReason::Stop });
+        return events;
+    }
     let mut reason = FinishReason::Length;
     for _ in 0..params.max_new_tokens {
         let history = if params.needs_history() { token_ids.clone() } else { Vec::new() };
@@ -285,6 +291,16 @@ fn sample(
     }
     let token = TokenId((hash % u64::from(VOCAB_SIZE)) as u32);
     SampledToken { token, logprobs: params.logprobs.map(|_| score_of(digest, token)) }
+}
+
+fn pool(digest: Digest, pooling: &Pooling) -> Pooled {
+    match pooling {
+        // Halves of 16 bits are exact in F32.
+        Pooling::Hidden => Pooled::Hidden(vec![digest.0 as u16 as f32, (digest.0 >> 16) as u16 as f32]),
+        Pooling::Logprobs(tokens) => {
+            Pooled::Logprobs(tokens.iter().map(|token| score_of(digest, *token)).collect())
+        }
+    }
 }
 
 fn score_of(digest: Digest, token: TokenId) -> TokenLogprobs {

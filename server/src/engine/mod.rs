@@ -1,6 +1,7 @@
 //! Decides what runs next: no JSON, no clock, no hidden randomness. Async ends at `handle.rs`.
 
 pub mod request;
+pub mod pooling;
 pub mod handle;
 mod event_queue;
 pub mod engine_loop;
@@ -20,6 +21,7 @@ pub use plan::{
     StepOutput,
 };
 pub use policy::PolicyKind;
+pub use pooling::{Pooled, Pooling};
 pub use request::{
     CacheSalt, EngineError, Event, FinishReason, Rejected, Request, SampledToken, SamplingParams,
     TokenLogprobs,

@@ -1,6 +1,7 @@
 //! `Plan`: one step's work as plain data, complete in itself so that it can travel to another
 //! machine.
 
+use super::pooling::{Pooled, Pooling};
 use super::request::{SampledToken, SamplingParams, TokenLogprobs};
 use models::TokenId;
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,8 @@ pub struct Chunk {
     pub sample: Option<SampleStep>,
     /// Prompt tokens to score, when the request asked for it.
     pub prompt_logprobs: Option<PromptScore>,
+    /// Present when the chunk ends a prompt that is pooled.
+    pub pooling: Option<Pooling>,
 }
 
 impl Chunk {
@@ -93,6 +96,8 @@ pub struct ChunkOutput {
     pub sampled: Option<SampledToken>,
     /// As many as the chunk had targets.
     pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// Present exactly when the chunk had a `pooling`.
+    pub pooled: Option<Pooled>,
 }
 
 /// What a runner sampled in its last step, by sequence: the tokens that the next plan may leave to

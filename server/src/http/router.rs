@@ -4,13 +4,16 @@ use super::anthropic::{count_tokens, messages};
 use super::auth::{authenticate, refuse};
 use super::chat_completions::chat_completions;
 use super::completions::completions;
+use super::embeddings::embeddings;
 use super::error::{RejectionReason, RequestError, excerpt};
 use super::health::{health, ping, version};
 use super::limits::REQUEST_ID_BYTES_MAX;
 use super::metrics_endpoint::metrics;
 use super::models::{get_model, list_models};
 use super::openapi::openapi;
+use super::rerank::rerank;
 use super::responses;
+use super::score::score;
 use super::state::Context;
 use super::tokenize::{detokenize, tokenize};
 use super::wire::random_hex;
@@ -33,6 +36,12 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("get", "/v1/responses/{id}"),
     ("delete", "/v1/responses/{id}"),
     ("post", "/v1/responses/{id}/cancel"),
+    ("post", "/v1/embeddings"),
+    ("post", "/v1/rerank"),
+    ("post", "/v2/rerank"),
+    ("post", "/rerank"),
+    ("post", "/v1/score"),
+    ("post", "/score"),
     ("post", "/tokenize"),
     ("post", "/detokenize"),
     ("get", "/v1/models"),
@@ -53,6 +62,12 @@ pub fn router(context: Context) -> Router {
         .route("/v1/responses", post(responses::create))
         .route("/v1/responses/{id}", get(responses::get).delete(responses::delete))
         .route("/v1/responses/{id}/cancel", post(responses::cancel))
+        .route("/v1/embeddings", post(embeddings))
+        .route("/v1/rerank", post(rerank))
+        .route("/v2/rerank", post(rerank))
+        .route("/rerank", post(rerank))
+        .route("/v1/score", post(score))
+        .route("/score", post(score))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/v1/models", get(list_models))

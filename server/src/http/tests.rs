@@ -9,6 +9,7 @@ use super::openapi::document;
 use super::router::ROUTES;
 use super::sampling::StreamOptions;
 use super::state::ServedModel;
+use super::task::Task;
 use crate::text::ToolFormat;
 use models::{GenerationDefaults, TokenId};
 use serde_json::{Value, json};
@@ -28,6 +29,7 @@ fn model() -> ServedModel {
             ..GenerationDefaults::default()
         },
         tool_format: Some(ToolFormat::Hermes),
+        task: Task::Generate,
     }
 }
 

@@ -26,6 +26,7 @@ fn request(prompt: std::ops::Range<u32>, max_new_tokens: usize) -> Request {
     Request {
         prompt: prompt.map(TokenId).collect(),
         sampling: SamplingParams { max_new_tokens, ..SamplingParams::default() },
+        pooling: None,
         priority: 0,
         cache_salt: CacheSalt::default(),
     }
