@@ -29,7 +29,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The tokenizer and chat template in `tests/data/qwen3-tied`.
 pub fn tiny_text_stage() -> TextStage {
-    let dir = crate::data_dir().join("qwen3-tied");
+    text_stage_of("qwen3-tied")
+}
+
+fn text_stage_of(part: &str) -> TextStage {
+    let dir = crate::data_dir().join(part);
     let config = std::fs::read_to_string(dir.join("tokenizer_config.json")).expect("config");
     let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
     let template = config["chat_template"].as_str().expect("a template").to_owned();
@@ -335,7 +339,11 @@ impl Drop for TestServer {
 }
 
 fn load(state: &AppState, setup: &Setup, gate: &Arc<Gate>) -> EngineThread {
-    let text = tiny_text_stage();
+    let text = match setup.task {
+        // Its tokenizer ends every text.
+        Task::Embed(_) => text_stage_of("models/qwen3-embedding"),
+        Task::Generate | Task::Rerank(_) => tiny_text_stage(),
+    };
     let config = EngineConfig {
         block_size: BLOCK_SIZE,
         num_blocks: NUM_BLOCKS,

@@ -17,6 +17,14 @@ const BEFORE: &str = "<|im_start|>system\nJudge whether the Document meets the r
     \"no\".<|im_end|>\n<|im_start|>user\n";
 const AFTER: &str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
 
+/// What stands around `body`.
+pub const FRAME: Frame = Frame::Texts { before: BEFORE, after: AFTER };
+
+/// What is judged, as on the model's card.
+pub fn body(instruction: &str, query: &str, document: &str) -> String {
+    format!("<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}")
+}
+
 /// Pairs to judge.
 pub struct JudgeJob {
     /// Queries and documents.
@@ -47,12 +55,11 @@ pub async fn judge(
 ) -> Result<Judged, ApiError> {
     let instruction = job.instruction.as_deref().unwrap_or(INSTRUCTION_DEFAULT);
     let text = |(query, document): &(String, String)| {
-        let body = format!("<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}");
-        FramedText::Text(body)
+        FramedText::Text(body(instruction, query, document))
     };
     let job = pooling::Job {
         texts: job.pairs.iter().map(text).collect(),
-        frame: Frame::Texts { before: BEFORE, after: AFTER },
+        frame: FRAME,
         pooling: Pooling::logprobs(&[reranker.no, reranker.yes]),
         field: job.field,
         tokens_max: job.tokens_max,
@@ -67,7 +74,7 @@ pub async fn judge(
 }
 
 /// Of the log-probabilities of no and yes, whose difference is that of the logits.
-fn score(pooled: &Pooled) -> Result<f64, ApiError> {
+pub fn score(pooled: &Pooled) -> Result<f64, ApiError> {
     let Pooled::Logprobs(logprobs) = pooled else { unreachable!("what was asked for") };
     let [no, yes] = &logprobs[..] else { unreachable!("two were asked for") };
     let score = 1.0 / (1.0 + (f64::from(no.logprob) - f64::from(yes.logprob)).exp());
