@@ -159,8 +159,7 @@ fn queries_are_put_after_their_instruction() {
     let server = embedder();
     let tokens = |body: Value| embed(&server, body).json()["usage"]["prompt_tokens"].clone();
     let whole = "Instruct: Find it\nQuery:the sea";
-    let asked =
-        json!({"input": "the sea", "input_type": "query", "instruction": "Find it"});
+    let asked = json!({"input": "the sea", "input_type": "query", "instruction": "Find it"});
     assert_eq!(tokens(asked.clone()), tokens(json!({"input": whole})));
     let vector = |body: Value| embed(&server, body).json()["data"][0]["embedding"].clone();
     assert_eq!(vector(asked), vector(json!({"input": whole})));

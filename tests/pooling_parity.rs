@@ -18,9 +18,12 @@ use tests::serving::{Limits, MODEL_LEN_MAX, TINY_VOCAB, start_group};
 /// Of the data, for a float32 server.
 const EMBEDDING_TOLERANCE: f32 = 1e-5;
 const SCORE_TOLERANCE: f64 = 1e-4;
-/// The CPU keeps keys and values in F16.
-const EMBEDDING_TOLERANCE_CPU: f32 = 1e-5;
-const SCORE_TOLERANCE_CPU: f64 = 1e-4;
+/// The CPU keeps keys and values in F16, and multiplies BF16 weights in its own way. Measured over
+/// its instruction sets: 0.0008 of values up to 0.43, and 0.0007 of a score.
+const EMBEDDING_TOLERANCE_CPU: f32 = 2e-3;
+const SCORE_TOLERANCE_CPU: f64 = 1.5e-3;
+/// Of the data, on both.
+const COSINE_MIN: f32 = 0.99999;
 
 #[test]
 fn reference_gives_the_golden_embeddings() {
@@ -107,6 +110,8 @@ fn check_embeddings(backend: &Backend, tolerance: f32) {
             let expected = golden.tensor(&name).unwrap();
             let norm = hidden[..len].iter().map(|x| x * x).sum::<f32>().sqrt();
             assert_eq!(expected.len(), len, "{name}");
+            let cosine: f32 = hidden.iter().zip(&expected).map(|(x, y)| x / norm * y).sum();
+            assert!(cosine >= COSINE_MIN, "{backend:?}, {name}: cosine {cosine}");
             for (x, expected) in hidden.iter().zip(&expected) {
                 worst = worst.max((x / norm - expected).abs());
             }
@@ -135,12 +140,7 @@ fn check_scores(backend: &Backend, tolerance: f64) {
 }
 
 /// All prompts in one engine: some fit in a step, others take several.
-fn pool(
-    backend: &Backend,
-    path: &Path,
-    prompts: Vec<Vec<u32>>,
-    pooling: &Pooling,
-) -> Vec<Pooled> {
+fn pool(backend: &Backend, path: &Path, prompts: Vec<Vec<u32>>, pooling: &Pooling) -> Vec<Pooled> {
     let request = |prompt: Vec<u32>| Request {
         prompt: prompt.into_iter().map(TokenId).collect(),
         sampling: SamplingParams { max_new_tokens: 0, ..SamplingParams::default() },

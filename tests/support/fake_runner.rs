@@ -8,8 +8,8 @@
 use models::TokenId;
 use server::engine::{
     BlockId, CacheSalt, Chunk, ChunkInput, ChunkOutput, Event, FinishReason, LastStep,
-    PLANS_UNDER_WAY_MAX, Plan, Pooled, Pooling, Request, Runner, RunnerError, SampleStep, SampledToken,
-    SamplingParams, SequenceId, StepOutput, TokenLogprobs,
+    PLANS_UNDER_WAY_MAX, Plan, Pooled, Pooling, Request, Runner, RunnerError, SampleStep,
+    SampledToken, SamplingParams, SequenceId, StepOutput, TokenLogprobs,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -296,7 +296,9 @@ fn sample(
 fn pool(digest: Digest, pooling: &Pooling) -> Pooled {
     match pooling {
         // Halves of 16 bits are exact in F32.
-        Pooling::Hidden => Pooled::Hidden(vec![digest.0 as u16 as f32, (digest.0 >> 16) as u16 as f32]),
+        Pooling::Hidden => {
+            Pooled::Hidden(vec![digest.0 as u16 as f32, (digest.0 >> 16) as u16 as f32])
+        }
         Pooling::Logprobs(tokens) => {
             Pooled::Logprobs(tokens.iter().map(|token| score_of(digest, *token)).collect())
         }

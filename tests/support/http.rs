@@ -3,8 +3,9 @@
 
 use models::{ChatTemplateSource, GenerationDefaults, TokenId, TokenizerSource};
 use server::engine::{
-    Chunk, ChunkOutput, EngineConfig, EngineThread, LastStep, Overlap, Plan, PolicyKind,
-    Pooled, Pooling, PrefixCaching, Runner, RunnerError, SampledToken, SamplingParams, StepOutput, TokenLogprobs,
+    Chunk, ChunkOutput, EngineConfig, EngineThread, LastStep, Overlap, Plan, PolicyKind, Pooled,
+    Pooling, PrefixCaching, Runner, RunnerError, SampledToken, SamplingParams, StepOutput,
+    TokenLogprobs,
 };
 use server::http::{AppState, Drained, HttpConfig, ServedModel, Serving, Task, listen, serve};
 use server::text::{SpecialTokens, TextConfig, TextStage};
@@ -174,10 +175,9 @@ fn pool(context: &[TokenId], pooling: &Pooling) -> Pooled {
             tokens
                 .iter()
                 .map(|token| match *token {
-                    NO => TokenLogprobs {
-                        logprob: -1.0 / context.len() as f32,
-                        ..logprobs_of(NO, 0)
-                    },
+                    NO => {
+                        TokenLogprobs { logprob: -1.0 / context.len() as f32, ..logprobs_of(NO, 0) }
+                    }
                     other => logprobs_of(other, 0),
                 })
                 .collect(),

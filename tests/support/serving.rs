@@ -108,7 +108,8 @@ impl Outcome {
 }
 
 /// Requests of every kind: greedy and seeded, with and without penalties, scores and stops; one in
-/// five is pooled and generates nothing. Every other one begins with one of a few prefixes, so that they can share blocks.
+/// five is pooled and generates nothing. Every other one begins with one of a few prefixes, so that
+/// they can share blocks.
 pub fn random_requests(random: &mut Random, count: usize, prompt_len_max: usize) -> Vec<Request> {
     let token = |random: &mut Random| TokenId(random.below(TINY_VOCAB) as u32);
     let tokens = |random: &mut Random, len| -> Vec<TokenId> {

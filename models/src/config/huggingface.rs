@@ -111,10 +111,7 @@ pub fn parse_generation(path: &Path, json: &Value) -> Result<GenerationDefaults,
     })
 }
 
-fn parse_architecture(
-    outer: &Fields,
-    text: &Fields,
-) -> Result<(Architecture, Purpose), LoadError> {
+fn parse_architecture(outer: &Fields, text: &Fields) -> Result<(Architecture, Purpose), LoadError> {
     let first = |fields: &Fields| {
         let name = fields.get("architectures").and_then(|list| list.get(0));
         name.and_then(Value::as_str).map(String::from)

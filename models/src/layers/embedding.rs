@@ -2,9 +2,9 @@
 
 use super::norm::RmsNorm;
 use super::scratch::Scratch;
+use crate::config::Purpose;
 use crate::weights::loader::Loader;
 use crate::weights::shard::VOCAB;
-use crate::config::Purpose;
 use crate::{ForwardContext, LoadError};
 use kernels::comm::Communicator;
 use kernels::ops::{Table, Weight, embedding, gather_rows, linear};

@@ -3,8 +3,8 @@
 use super::loader::inner_block_len;
 use super::shard::{ShardSpec, Split, VOCAB, feature_range, is_between_blocks, shard_sizes};
 use super::{Checkpoint, StoredTensor};
-use crate::layers::embedding::EMBEDDING;
 use crate::config::Purpose;
+use crate::layers::embedding::EMBEDDING;
 use crate::{LoadError, ModelConfig};
 use kernels::DType;
 use kernels::ops::WeightForm;

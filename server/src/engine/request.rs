@@ -28,8 +28,8 @@ pub struct Request {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
-    /// At least 1, but 0 is allowed together with `prompt_logprobs` or `pooling`: then the prompt is
-    /// only computed.
+    /// At least 1, but 0 is allowed together with `prompt_logprobs` or `pooling`: then the prompt
+    /// is only computed.
     pub max_new_tokens: usize,
     /// Until so many tokens are generated, `eos_token_ids` and `stop_token_ids` cannot be sampled.
     pub min_tokens: usize,

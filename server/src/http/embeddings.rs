@@ -131,8 +131,7 @@ pub async fn embeddings(
     let (serving, embedder) = context.embedder()?;
     let (mut fields, reservation) = read_fields(&context, request).await?;
     let config = &context.config;
-    let request =
-        EmbeddingsRequest::into_request(&mut fields, &serving.model, embedder, config)?;
+    let request = EmbeddingsRequest::into_request(&mut fields, &serving.model, embedder, config)?;
     let ignored = IgnoredFields::of(&fields, &embedding_names(), config)?;
     let EmbeddingsRequest { common, texts, frame, encoding, dimensions } = request;
     let cache_salt = client.cache_salt(common.cache_salt.as_deref());

@@ -54,9 +54,8 @@ pub async fn judge(
     job: JudgeJob,
 ) -> Result<Judged, ApiError> {
     let instruction = job.instruction.as_deref().unwrap_or(INSTRUCTION_DEFAULT);
-    let text = |(query, document): &(String, String)| {
-        FramedText::Text(body(instruction, query, document))
-    };
+    let text =
+        |(query, document): &(String, String)| FramedText::Text(body(instruction, query, document));
     let job = pooling::Job {
         texts: job.pairs.iter().map(text).collect(),
         frame: FRAME,

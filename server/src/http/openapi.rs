@@ -1,10 +1,12 @@
 //! GET /openapi.json: made from the same tables that requests are read by.
 
+mod pooled;
+
 use super::fields::Field;
 use super::limits::HttpConfig;
 use super::router::ROUTES;
 use super::state::Context;
-use super::{chat_completions, completions, embeddings, rerank, score, tokenize};
+use super::{chat_completions, completions, tokenize};
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
@@ -77,14 +79,6 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         "/v1/responses/{id}/cancel" => {
             read("cancelResponse", "End the work of a response in the background", "AnyObject")
         }
-        "/v1/embeddings" => {
-            post("createEmbedding", "Texts to vectors", "EmbeddingsRequest", "Embeddings")
-        }
-        "/v1/rerank" => rerank_operation("rerankV1"),
-        "/v2/rerank" => rerank_operation("rerankV2"),
-        "/rerank" => rerank_operation("rerank"),
-        "/v1/score" => score_operation("scoreV1"),
-        "/score" => score_operation("score"),
         "/tokenize" => {
             post("tokenize", "Text or a conversation to tokens", "TokenizeRequest", "Tokens")
         }
@@ -95,7 +89,10 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
                 json!({"text/plain": {"schema": {"type": "string"}}});
             operation
         }
-        other => unreachable!("{other} is described"),
+        other => {
+            let operation = pooled::operation(other);
+            operation.unwrap_or_else(|| unreachable!("{other} is described"))
+        }
     };
     if path.contains("{id}") {
         let (description, missing) = match path.starts_with("/v1/models") {
@@ -115,14 +112,6 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         operation["responses"]["401"] = error_response("No API key, or an unknown one");
     }
     operation
-}
-
-fn rerank_operation(id: &str) -> Value {
-    post(id, "Documents by how well they answer a query", "RerankRequest", "Ranking")
-}
-
-fn score_operation(id: &str) -> Value {
-    post(id, "How well texts answer other texts", "ScoreRequest", "Scores")
 }
 
 fn generate(id: &str, summary: &str, request: &str, reply: &str) -> Value {
@@ -190,17 +179,11 @@ fn schemas(config: &HttpConfig) -> Value {
         "id": text, "object": {"const": "model"}, "created": integer, "owned_by": text,
         "max_model_len": integer,
     });
-    json!({
+    let mut schemas = json!({
         "ChatCompletionRequest": chat,
         "CompletionRequest": completion,
         "TokenizeRequest": tokenize,
         "DetokenizeRequest": detokenize,
-        "EmbeddingsRequest": request_schema(embeddings::fields(), &["input"], config),
-        "RerankRequest": request_schema(rerank::fields(), &["query", "documents"], config),
-        "ScoreRequest": request_schema(score::fields(), &[], config),
-        "Embeddings": embeddings_schema(),
-        "Ranking": ranking_schema(),
-        "Scores": scores_schema(),
         "Tokens": object(json!({
             "tokens": {"type": "array", "items": integer},
             "count": integer,
@@ -236,62 +219,9 @@ fn schemas(config: &HttpConfig) -> Value {
             "param": {"type": ["string", "null"]},
             "code": text,
         }))})),
-    })
-}
-
-fn embeddings_schema() -> Value {
-    let embedding = json!({"anyOf": [
-        {"type": "array", "items": {"type": "number"}},
-        {"type": "string", "contentEncoding": "base64"},
-    ]});
-    let one = object(json!({
-        "object": {"const": "embedding"}, "index": {"type": "integer"}, "embedding": embedding,
-    }));
-    object(json!({
-        "object": {"const": "list"},
-        "data": {"type": "array", "items": one},
-        "model": {"type": "string"},
-        "usage": prompt_usage_schema(),
-    }))
-}
-
-fn ranking_schema() -> Value {
-    let document = object(json!({"text": {"type": "string"}}));
-    let mut result = object(json!({
-        "index": {"type": "integer"}, "relevance_score": {"type": "number"},
-    }));
-    result["properties"]["document"] = document;
-    object(json!({
-        "id": {"type": "string"},
-        "model": {"type": "string"},
-        "usage": prompt_usage_schema(),
-        "results": {"type": "array", "items": result},
-    }))
-}
-
-fn scores_schema() -> Value {
-    let score = object(json!({
-        "index": {"type": "integer"},
-        "object": {"const": "score"},
-        "score": {"type": "number"},
-    }));
-    object(json!({
-        "id": {"type": "string"},
-        "object": {"const": "list"},
-        "created": {"type": "integer"},
-        "model": {"type": "string"},
-        "data": {"type": "array", "items": score},
-        "usage": prompt_usage_schema(),
-    }))
-}
-
-fn prompt_usage_schema() -> Value {
-    let integer = json!({"type": "integer"});
-    object(json!({
-        "prompt_tokens": integer,
-        "total_tokens": integer,
-        "prompt_tokens_details": object(json!({"cached_tokens": integer})),
-    }))
+    });
+    pooled::add_schemas(&mut schemas, config);
+    schemas
 }
 
 /// Only `role` and `content` are always there.

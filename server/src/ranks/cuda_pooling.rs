@@ -82,11 +82,7 @@ impl CudaPooling {
     }
 
     /// Adds what the step pooled, once it is done.
-    pub fn read(
-        &self,
-        step: &PooledStep,
-        chunks: &mut [ChunkOutput],
-    ) -> Result<(), KernelError> {
+    pub fn read(&self, step: &PooledStep, chunks: &mut [ChunkOutput]) -> Result<(), KernelError> {
         split_pooled_scores(&step.num_scores, chunks);
         let (dtype, row_len) = (self.normed.dtype(), self.normed.row_len());
         let row_bytes = dtype.row_bytes(row_len).expect("made in `new`");
