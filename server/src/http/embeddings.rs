@@ -212,21 +212,31 @@ fn normalize(values: &mut [f32]) -> Result<(), ApiError> {
 /// Piece by piece: a reply may have tens of megabytes.
 async fn write_reply(model: &str, embedded: &Embedded, encoding: Encoding) -> String {
     let mut body = String::from("{\"object\":\"list\",\"data\":[");
-    for (index, vector) in embedded.vectors.iter().enumerate() {
+    write_vectors(&mut body, &embedded.vectors, encoding, |index, embedding| {
+        format!("{{\"object\":\"embedding\",\"index\":{index},\"embedding\":{embedding}}}")
+    })
+    .await;
+    let usage = usage(embedded.prompt_tokens, embedded.cached_tokens);
+    body.push_str(&format!("],\"model\":{},\"usage\":{usage}}}", json!(model)));
+    body
+}
+
+/// Appends one entry for each vector, with commas between.
+pub async fn write_vectors(
+    body: &mut String,
+    vectors: &[Vec<f32>],
+    encoding: Encoding,
+    entry: impl Fn(usize, String) -> String,
+) {
+    for (index, vector) in vectors.iter().enumerate() {
         if index > 0 {
             body.push(',');
         }
-        let embedding = encoded(vector, encoding);
-        body.push_str(&format!(
-            "{{\"object\":\"embedding\",\"index\":{index},\"embedding\":{embedding}}}"
-        ));
+        body.push_str(&entry(index, encoded(vector, encoding)));
         if index % WRITTEN_AT_ONCE_MAX == WRITTEN_AT_ONCE_MAX - 1 {
             tokio::task::yield_now().await;
         }
     }
-    let usage = usage(embedded.prompt_tokens, embedded.cached_tokens);
-    body.push_str(&format!("],\"model\":{},\"usage\":{usage}}}", json!(model)));
-    body
 }
 
 /// As JSON, with the shortest digits that give the same 32-bit numbers.

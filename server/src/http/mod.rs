@@ -19,6 +19,7 @@ pub mod completions;
 pub mod fill_in;
 pub mod anthropic;
 pub mod responses;
+pub mod dashscope;
 pub mod tokenize;
 pub mod pooling;
 pub mod embeddings;

@@ -6,7 +6,7 @@ use super::fields::Field;
 use super::limits::HttpConfig;
 use super::router::ROUTES;
 use super::state::Context;
-use super::{chat_completions, completions, tokenize};
+use super::{chat_completions, completions, dashscope, tokenize};
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
@@ -90,7 +90,7 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
             operation
         }
         other => {
-            let operation = pooled::operation(other);
+            let operation = pooled::operation(other).or_else(|| dashscope(other));
             operation.unwrap_or_else(|| unreachable!("{other} is described"))
         }
     };
@@ -112,6 +112,17 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         operation["responses"]["401"] = error_response("No API key, or an unknown one");
     }
     operation
+}
+
+/// A stream there is asked for by a header.
+fn dashscope(path: &str) -> Option<Value> {
+    let (id, summary, request) = dashscope::schemas::describe(path)?;
+    let mut operation = post(id, summary, request, "AnyObject");
+    let responses = operation["responses"].as_object_mut().into_iter().flatten();
+    for (_, response) in responses.filter(|(code, _)| *code != "200") {
+        response["content"]["application/json"]["schema"] = reference("DashScopeError");
+    }
+    Some(operation)
 }
 
 fn generate(id: &str, summary: &str, request: &str, reply: &str) -> Value {
@@ -221,6 +232,10 @@ fn schemas(config: &HttpConfig) -> Value {
         }))})),
     });
     pooled::add_schemas(&mut schemas, config);
+    for (name, schema) in dashscope::schemas::requests() {
+        schemas[name] = schema;
+    }
+    schemas["DashScopeError"] = object(json!({"code": text, "message": text, "request_id": text}));
     schemas
 }
 

@@ -4,6 +4,11 @@ use super::anthropic::{count_tokens, messages};
 use super::auth::{authenticate, refuse};
 use super::chat_completions::chat_completions;
 use super::completions::completions;
+use super::dashscope::multimodal_generation::multimodal_generation;
+use super::dashscope::text_embedding::text_embedding;
+use super::dashscope::text_generation::text_generation;
+use super::dashscope::text_rerank::text_rerank;
+use super::dashscope::tokenizer::tokenizer;
 use super::embeddings::embeddings;
 use super::error::{RejectionReason, RequestError, excerpt};
 use super::health::{health, ping, version};
@@ -42,6 +47,11 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("post", "/rerank"),
     ("post", "/v1/score"),
     ("post", "/score"),
+    ("post", "/api/v1/services/aigc/text-generation/generation"),
+    ("post", "/api/v1/services/aigc/multimodal-generation/generation"),
+    ("post", "/api/v1/services/embeddings/text-embedding/text-embedding"),
+    ("post", "/api/v1/services/rerank/text-rerank/text-rerank"),
+    ("post", "/api/v1/tokenizer"),
     ("post", "/tokenize"),
     ("post", "/detokenize"),
     ("get", "/v1/models"),
@@ -52,6 +62,18 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("get", "/version"),
     ("get", "/ping"),
 ];
+
+/// Prefixes under which clients of Model Studio look for the same routes, with where those begin.
+const PREFIXES: &[(&str, &str)] = &[("/compatible-mode", "/v1/"), ("/apps/anthropic", "/v1/")];
+
+/// The route that a client means which puts Model Studio's prefix before it.
+pub fn without_prefix(uri: Uri) -> Uri {
+    let of = |(prefix, start): &(&str, &str)| {
+        let path = uri.path_and_query()?.as_str().strip_prefix(prefix)?;
+        path.starts_with(start).then(|| path.parse().ok()).flatten()
+    };
+    PREFIXES.iter().find_map(of).unwrap_or(uri)
+}
 
 pub fn router(context: Context) -> Router {
     Router::new()
@@ -68,6 +90,14 @@ pub fn router(context: Context) -> Router {
         .route("/rerank", post(rerank))
         .route("/v1/score", post(score))
         .route("/score", post(score))
+        .route("/api/v1/services/aigc/text-generation/generation", post(text_generation))
+        .route(
+            "/api/v1/services/aigc/multimodal-generation/generation",
+            post(multimodal_generation),
+        )
+        .route("/api/v1/services/embeddings/text-embedding/text-embedding", post(text_embedding))
+        .route("/api/v1/services/rerank/text-rerank/text-rerank", post(text_rerank))
+        .route("/api/v1/tokenizer", post(tokenizer))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/v1/models", get(list_models))
@@ -92,7 +122,8 @@ async fn name_request(request: Request, next: Next) -> Response {
     let id = request.headers().get(REQUEST_ID).filter(is_good).cloned();
     let id = id.or_else(|| HeaderValue::try_from(format!("req-{}", random_hex())).ok());
     let mut response = next.run(request).await;
-    if let Some(id) = id {
+    // Some APIs name a request in the body as well.
+    if let Some(id) = id.filter(|_| !response.headers().contains_key(REQUEST_ID)) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response
