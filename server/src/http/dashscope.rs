@@ -1,4 +1,4 @@
-//! DashScope's native protocol (Model Studio): one file for each service, and what all of them share.
+//! DashScope's native protocol (Model Studio): one file for each service, and what all share.
 //!
 //! A request is `{model, input, parameters}`; a reply `{request_id, output, usage}`; an error
 //! `{code, message, request_id}`.
