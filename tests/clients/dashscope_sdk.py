@@ -12,6 +12,7 @@ import sys
 import urllib.request
 
 import dashscope
+import dashscope.v2.errors
 import openai
 
 DATA = pathlib.Path(__file__).parent.parent / "data/models"
@@ -141,6 +142,27 @@ def compatible_mode(url, model):
     check(done.choices[0].message.content, "the other protocol under Model Studio's prefix")
 
 
+def newer_client(url, model):
+    texts = set()
+    for protocol, path in [
+        ("native", "/api/v1"),
+        ("openai", "/compatible-mode/v1"),
+        ("anthropic", "/apps/anthropic"),
+    ]:
+        client = dashscope.Client(api_key="none", protocol=protocol, base_url=url + path)
+        text = client.chat.completions.create(**request(model)).choices[0].message.content
+        pieces = client.chat.completions.create(stream=True, **request(model))
+        deltas = [event.choices[0].delta.content or "" for event in pieces if event.choices]
+        check("".join(deltas) == text, f"{protocol}: streamed = whole, not {deltas}")
+        texts.add(text)
+        try:
+            client.chat.completions.create(**request("no-such-model"))
+            sys.exit(f"FAILED: {protocol}: an unknown model was accepted")
+        except dashscope.v2.errors.NotFoundError as error:
+            check("no-such-model" in str(error), f"{protocol}: the error names the model")
+    check(len(texts) == 1, f"all protocols give one answer, not {texts}")
+
+
 def main():
     dashscope.api_key = "none"
     generator, embedder, reranker = sys.argv[1:4]
@@ -150,6 +172,8 @@ def main():
         print("ok:", scenario.__name__)
     compatible_mode(generator, model)
     print("ok: compatible_mode")
+    newer_client(generator, model)
+    print("ok: newer_client")
     embeddings(use(embedder))
     print("ok: embeddings")
     rerank(use(reranker))
