@@ -99,7 +99,7 @@ fn real_request(index: u32) -> Request {
         ..Default::default()
     };
     let (priority, cache_salt) = (0, Default::default());
-    Request { prompt: prompt.collect(), sampling, priority, cache_salt }
+    Request { prompt: prompt.collect(), sampling, pooling: None, priority, cache_salt }
 }
 
 /// Two formats, both kept in this repository.

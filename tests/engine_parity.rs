@@ -52,7 +52,14 @@ fn request_of(case: &Value) -> Request {
     let prompt = ids(&case["ids"]).into_iter().map(TokenId).collect();
     let max_new_tokens = case["greedy16"].as_array().unwrap().len();
     let sampling = SamplingParams { max_new_tokens, ..Default::default() };
-    Request { prompt, sampling, priority: 0, cache_salt: Default::default(), constraint: None }
+    Request {
+        prompt,
+        sampling,
+        pooling: None,
+        priority: 0,
+        cache_salt: Default::default(),
+        constraint: None,
+    }
 }
 
 fn ids(json: &Value) -> Vec<u32> {

@@ -937,7 +937,7 @@ fn described_routes_exist() {
     assert_eq!(server.get("/health").json()["status"], "ok");
     let document = server.get("/openapi.json").json();
     let paths = document["paths"].as_object().expect("paths");
-    assert_eq!(paths.len(), 16);
+    assert_eq!(paths.len(), 27);
     for (path, methods) in paths {
         for method in methods.as_object().expect("methods").keys() {
             if path.starts_with("/v1/responses/") {

@@ -288,7 +288,14 @@ fn continuations(backends: &[Backend], path: &Path, golden: &Golden) -> Vec<Vec<
             let prompt = case.ids.iter().map(|&id| TokenId(id)).collect();
             let max_new_tokens = case.continuation.len();
             let sampling = SamplingParams { max_new_tokens, ..Default::default() };
-            Request { prompt, sampling, priority: 0, cache_salt: Default::default(), constraint: None }
+            Request {
+                prompt,
+                sampling,
+                pooling: None,
+                priority: 0,
+                cache_salt: Default::default(),
+                constraint: None,
+            }
         })
         .collect();
     let config = EngineConfig {

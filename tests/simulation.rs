@@ -6,8 +6,8 @@
 
 use models::TokenId;
 use server::engine::{
-    ConstraintSource, Engine, EngineConfig, EngineError, Event, FinishReason, Overlap, PolicyKind, PrefixCaching,
-    Request, SamplingParams, SequenceId,
+    ConstraintSource, Engine, EngineConfig, EngineError, Event, FinishReason, Overlap, PolicyKind,
+    Pooling, PrefixCaching, Request, SamplingParams, SequenceId,
 };
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -515,13 +515,21 @@ fn random_request(
     salt_index: u64,
     model_len_max: usize,
 ) -> Request {
+    let pooling = match (random.one_in(6), random.one_in(2)) {
+        (false, _) => None,
+        (true, false) => Some(Pooling::Hidden),
+        (true, true) => Some(Pooling::logprobs(&[TokenId(2), TokenId(3)])),
+    };
     let scores = random.one_in(6).then_some(0);
     let fewest = u64::from(scores.is_none());
     let room = (model_len_max - prompt.len()) as u64;
     // One in eight asks for more than the context holds: the engine ends it there.
     let most = if random.one_in(8) { room + 4 } else { room.min(20) };
     let sampling = SamplingParams {
-        max_new_tokens: random.between(fewest, most.max(fewest)) as usize,
+        max_new_tokens: match pooling {
+            Some(_) => 0,
+            None => random.between(fewest, most.max(fewest)) as usize,
+        },
         temperature: if random.one_in(2) { 0.0 } else { 1.0 },
         seed: random.next(),
         repetition_penalty: if random.one_in(4) { 1.5 } else { 1.0 },
@@ -531,8 +539,9 @@ fn random_request(
         ..SamplingParams::default()
     };
     let priority = random.below(3) as i32;
-    let constraint = random.one_in(3).then(|| random_constraint(random));
-    Request { prompt, sampling, priority, cache_salt: salt(salt_index), constraint }
+    let is_constrained = pooling.is_none() && random.one_in(3);
+    let constraint = is_constrained.then(|| random_constraint(random));
+    Request { prompt, sampling, pooling, priority, cache_salt: salt(salt_index), constraint }
 }
 
 fn random_constraint(random: &mut Random) -> Arc<dyn ConstraintSource> {

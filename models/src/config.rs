@@ -2,6 +2,7 @@
 
 pub mod huggingface;
 pub mod gguf;
+pub mod sentence_transformers;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -26,6 +27,15 @@ pub enum Architecture {
     Qwen3,
 }
 
+/// What a network's last hidden states are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The logits of the next token.
+    Generation,
+    /// Embeddings: there is no output head, or it is not loaded.
+    Embedding,
+}
+
 /// The dimensions of a network, one type for all families, checked when parsed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -46,6 +56,7 @@ pub struct ModelConfig {
     /// Bias on the o projection.
     pub o_bias: bool,
     pub tie_word_embeddings: bool,
+    pub purpose: Purpose,
     pub eos_token_ids: Vec<TokenId>,
 }
 

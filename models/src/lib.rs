@@ -13,7 +13,7 @@ pub mod weights;
 pub mod error;
 
 pub use batch::ForwardBatch;
-pub use config::{GenerationDefaults, ModelConfig};
+pub use config::{GenerationDefaults, ModelConfig, Purpose};
 pub use error::LoadError;
 pub use kv_cache::KvCache;
 pub use registry::{cuda_activation, load_model};
@@ -47,7 +47,19 @@ pub trait Model: Send {
         hidden: &mut Tensor,
     ) -> Result<(), KernelError>;
 
-    /// Final norm and output head for some rows of `hidden`.
+    /// The final norm alone, of rows taken out of `hidden`: what embeddings are made of.
+    ///
+    /// Shapes: `rows` [num_rows, hidden_size] F32, which are spent; `out` the same in the backend's
+    /// activation format.
+    fn final_norm(
+        &self,
+        ctx: &mut ForwardContext,
+        rows: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<(), KernelError>;
+
+    /// Final norm and output head for some rows of `hidden`. Panics on a model that was loaded for
+    /// embeddings.
     ///
     /// Shapes: `logits` [rows.len(), vocab_size] F32 (more rows where a GPU's step is padded),
     /// padding rows of the vocabulary included (the

@@ -83,6 +83,15 @@ impl Model for Qwen3 {
         add_assign(backend, hidden, &s.mapped)
     }
 
+    fn final_norm(
+        &self,
+        ctx: &mut ForwardContext,
+        rows: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<(), KernelError> {
+        self.head.norm.add_forward(&ctx.backend, rows, None, out)
+    }
+
     fn logits(
         &self,
         ctx: &mut ForwardContext,

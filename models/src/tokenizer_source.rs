@@ -27,6 +27,8 @@ pub struct GgufTokenizer {
     pub eos: Option<u32>,
     pub pad: Option<u32>,
     pub bos: Option<u32>,
+    /// Ends every text that an embedding model is given.
+    pub appended: Option<u32>,
 }
 
 /// A chat template in the Jinja language.

@@ -1,4 +1,5 @@
-//! Real client SDKs against a real server with the default model.
+//! Real client SDKs against real servers: one with the default model, and one each with the tiny
+//! embedding model and reranker of the tests' data.
 
 use crate::mpi;
 use crate::process::{self, Server, cargo, root, target_dir};
@@ -7,22 +8,35 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Pinned, so that a new release of an SDK is a change we make; and the script that uses it.
-const SDKS: [(&str, &str); 2] =
-    [("openai==3.54.0", "openai_sdk.py"), ("anthropic==2.14.0", "anthropic_sdk.py")];
+const SDKS: [(&str, &str); 4] = [
+    ("openai==3.54.0", "openai_sdk.py"),
+    ("openai==3.54.0", "openai_embeddings.py"),
+    ("anthropic==2.14.0", "anthropic_sdk.py"),
+    ("dashscope==2.0.2", "dashscope_sdk.py"),
+];
 
-fn run_clients(url: &str) -> Result<()> {
+/// Each script gets the addresses of all servers: the generating one, the embedder, the reranker.
+fn run_clients(urls: &[&str]) -> Result<()> {
     for (sdk, script) in SDKS {
         let python = sdk_python(sdk)?;
-        process::run(Command::new(python).arg(root().join("tests/clients").join(script)).arg(url))?;
+        let script = root().join("tests/clients").join(script);
+        process::run(Command::new(python).arg(script).args(urls))?;
     }
     Ok(())
 }
 
 pub fn run() -> Result<()> {
     process::run(cargo(&["build"]).args(process::MONSOON).args(mpi::features()))?;
-    let mut command = Command::new(target_dir().join("debug/monsoon"));
-    let server = Server::start(command.args(["serve", "--log-level", "warn"]))?;
-    run_clients(&server.url)
+    let serve = |model: Option<&str>| {
+        let mut command = Command::new(target_dir().join("debug/monsoon"));
+        command.args(["serve", "--log-level", "warn"]);
+        command.args(model.map(|model| root().join("tests/data/models").join(model)));
+        Server::start(&mut command)
+    };
+    let generator = serve(None)?;
+    let embedder = serve(Some("qwen3-embedding"))?;
+    let reranker = serve(Some("qwen3-reranker"))?;
+    run_clients(&[&generator.url, &embedder.url, &reranker.url])
 }
 
 /// The interpreter of a virtual environment under target/ that holds `sdk`.

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use args::{
     CpuPin, DeviceChoice, Endpoint, GpuTrial, KvCacheDtype, LogFormat, LogLevel, MatmulChoice,
-    OverlapChoice, ReasoningParser, SchedulingPolicy, ToolCallParser,
+    OverlapChoice, ReasoningParser, SchedulingPolicy, TaskChoice, ToolCallParser,
 };
 
 /// Most API keys one server checks; each costs one comparison a request.
@@ -64,6 +64,7 @@ pub enum Command {
 pub struct ServeConfig {
     /// As typed; `None` is the default model.
     pub model: Option<String>,
+    pub task: TaskChoice,
     /// Empty: the model's own name.
     pub served_model_names: Vec<String>,
     pub listen: ListenConfig,
@@ -282,6 +283,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
     let (text, compute) = (text_slice(&args)?, compute_config(&args));
     Ok(ServeConfig {
         model: args.model,
+        task: args.task,
         served_model_names: args.served_model_name,
         listen: ListenConfig {
             host: args.host,

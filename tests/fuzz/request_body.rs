@@ -9,7 +9,7 @@ use server::http::completions::{CompletionRequest, Prompt};
 use server::http::error::{ApiError, RequestError};
 use server::http::fields::Fields;
 use server::http::sampling::Common;
-use server::http::{HttpConfig, ServedModel, ThinkingModel};
+use server::http::{HttpConfig, ServedModel, Task, ThinkingModel};
 use server::text::ToolFormat;
 
 const VOCAB_SIZE: u32 = 1000;
@@ -55,6 +55,7 @@ fn model() -> ServedModel {
         generation: GenerationDefaults::default(),
         tool_format: Some(ToolFormat::Hermes),
         thinking: ThinkingModel::Yes,
+        task: Task::Generate,
     }
 }
 

@@ -8,9 +8,9 @@
 use models::TokenId;
 use server::engine::{
     Allowed, BlockId, CacheSalt, Chunk, ChunkInput, ChunkOutput, Constraint, ConstraintError,
-    EngineError, Event, FinishReason, LastStep, PLANS_UNDER_WAY_MAX, Plan, Request, Runner,
-    RunnerError, SampleStep, SampledToken, SamplingParams, SequenceId, StepOutput, TokenLogprobs,
-    TokenMask,
+    EngineError, Event, FinishReason, LastStep, PLANS_UNDER_WAY_MAX, Plan, Pooled, Pooling,
+    Request, Runner, RunnerError, SampleStep, SampledToken, SamplingParams, SequenceId, StepOutput,
+    TokenLogprobs, TokenMask,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -167,6 +167,7 @@ impl FakeRunner {
         ChunkOutput {
             sampled: self.last_step.sample_step(chunk).map(|step| sample_step(digest, &step)),
             prompt_logprobs: scores.collect(),
+            pooled: chunk.pooling.as_ref().map(|pooling| pool(digest, pooling)),
         }
     }
 
@@ -245,6 +246,11 @@ pub fn events_alone(request: &Request, model_len_max: usize) -> Vec<Event> {
     if params.prompt_logprobs.is_some() {
         events.push(Event::PromptLogprobs(scores));
     }
+    if let Some(pooling) = &request.pooling {
+        events.push(Event::Pooled(pool(digest, pooling)));
+        events.push(Event::Finished { reason: FinishReason::Stop });
+        return events;
+    }
     let mut reason = FinishReason::Length;
     let source = request.constraint.as_ref();
     let mut constraint = source.map(|source| source.start(Arc::new(|| ())));
@@ -320,6 +326,18 @@ fn sample(
     let mut allowed = in_order.filter(|token| mask.is_none_or(|mask| mask.contains(*token)));
     let token = allowed.next().expect("a mask has a token");
     SampledToken { token, logprobs: params.logprobs.map(|_| score_of(digest, token)) }
+}
+
+fn pool(digest: Digest, pooling: &Pooling) -> Pooled {
+    match pooling {
+        // Halves of 16 bits are exact in F32.
+        Pooling::Hidden => {
+            Pooled::Hidden(vec![digest.0 as u16 as f32, (digest.0 >> 16) as u16 as f32])
+        }
+        Pooling::Logprobs(tokens) => {
+            Pooled::Logprobs(tokens.iter().map(|token| score_of(digest, *token)).collect())
+        }
+    }
 }
 
 fn score_of(digest: Digest, token: TokenId) -> TokenLogprobs {

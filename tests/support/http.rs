@@ -3,10 +3,13 @@
 
 use models::{ChatTemplateSource, GenerationDefaults, TokenId, TokenizerSource};
 use server::engine::{
-    Chunk, ChunkOutput, EngineConfig, EngineThread, LastStep, Overlap, Plan, PolicyKind,
-    PrefixCaching, Runner, RunnerError, SampledToken, SamplingParams, StepOutput, TokenLogprobs,
+    Chunk, ChunkOutput, EngineConfig, EngineThread, LastStep, Overlap, Plan, PolicyKind, Pooled,
+    Pooling, PrefixCaching, Runner, RunnerError, SampledToken, SamplingParams, StepOutput,
+    TokenLogprobs,
 };
-use server::http::{AppState, Drained, HttpConfig, ServedModel, Serving, ThinkingModel, listen, serve};
+use server::http::{
+    AppState, Drained, HttpConfig, ServedModel, Serving, Task, ThinkingModel, listen, serve,
+};
 use server::text::{SpecialTokens, TextConfig, TextStage};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -17,6 +20,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 pub const EOS: TokenId = TokenId(1093);
+/// "no" and "yes" in the tiny vocabulary.
+pub const NO: TokenId = TokenId(263);
+pub const YES: TokenId = TokenId(265);
 pub const VOCAB_SIZE: usize = 1100;
 pub const MAX_MODEL_LEN: usize = 512;
 const BLOCK_SIZE: usize = 4;
@@ -26,7 +32,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The tokenizer and chat template in `tests/data/qwen3-tied`.
 pub fn tiny_text_stage() -> TextStage {
-    let dir = crate::data_dir().join("qwen3-tied");
+    text_stage_of("qwen3-tied")
+}
+
+fn text_stage_of(part: &str) -> TextStage {
+    let dir = crate::data_dir().join(part);
     let config = std::fs::read_to_string(dir.join("tokenizer_config.json")).expect("config");
     let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
     let template = config["chat_template"].as_str().expect("a template").to_owned();
@@ -106,7 +116,8 @@ impl ScriptRunner {
             Some(score) => score.targets.iter().map(|t| logprobs_of(*t, score.top)).collect(),
             None => Vec::new(),
         };
-        ChunkOutput { sampled, prompt_logprobs }
+        let pooled = chunk.pooling.as_ref().map(|pooling| pool(&context, pooling));
+        ChunkOutput { sampled, prompt_logprobs, pooled }
     }
 
     fn next_token(&self, prompt: &[TokenId], index: usize, params: &SamplingParams) -> TokenId {
@@ -151,6 +162,31 @@ impl Runner for ScriptRunner {
     }
 }
 
+/// Values in the hidden state of the runner's model.
+pub const HIDDEN_SIZE: usize = 4;
+
+/// The last hidden state is [number of tokens, first, last, sum of all], and what was asked for is
+/// as likely as `logprobs_of` says, except that `NO` is as likely as the prompt is long.
+fn pool(context: &[TokenId], pooling: &Pooling) -> Pooled {
+    let id = |token: Option<&TokenId>| token.map_or(0.0, |token| token.0 as f32);
+    let sum = context.iter().map(|token| token.0 as f32).sum();
+    let hidden = || vec![context.len() as f32, id(context.first()), id(context.last()), sum];
+    match pooling {
+        Pooling::Hidden => Pooled::Hidden(hidden()),
+        Pooling::Logprobs(tokens) => Pooled::Logprobs(
+            tokens
+                .iter()
+                .map(|token| match *token {
+                    NO => {
+                        TokenLogprobs { logprob: -1.0 / context.len() as f32, ..logprobs_of(NO, 0) }
+                    }
+                    other => logprobs_of(other, 0),
+                })
+                .collect(),
+        ),
+    }
+}
+
 /// A token has the log-probability -(id % 8) / 8 - 1/8, its alternatives are the ids after it, each
 /// 1 less likely.
 pub fn logprobs_of(token: TokenId, top: usize) -> TokenLogprobs {
@@ -167,6 +203,7 @@ pub struct Setup {
     pub waiting_tokens_max: usize,
     pub prefix_caching: PrefixCaching,
     pub overlap: Overlap,
+    pub task: Task,
     pub loaded: Loaded,
 }
 
@@ -186,6 +223,7 @@ impl Default for Setup {
             waiting_tokens_max: 100_000,
             prefix_caching: PrefixCaching::Disabled,
             overlap: Overlap::Enabled,
+            task: Task::Generate,
             loaded: Loaded::Yes,
         }
     }
@@ -303,7 +341,11 @@ impl Drop for TestServer {
 }
 
 fn load(state: &AppState, setup: &Setup, gate: &Arc<Gate>) -> EngineThread {
-    let text = tiny_text_stage();
+    let text = match setup.task {
+        // Its tokenizer ends every text.
+        Task::Embed(_) => text_stage_of("models/qwen3-embedding"),
+        Task::Generate | Task::Rerank(_) => tiny_text_stage(),
+    };
     let config = EngineConfig {
         block_size: BLOCK_SIZE,
         num_blocks: NUM_BLOCKS,
@@ -327,6 +369,7 @@ fn load(state: &AppState, setup: &Setup, gate: &Arc<Gate>) -> EngineThread {
         generation: GenerationDefaults { top_k: Some(20), ..GenerationDefaults::default() },
         tool_format: text.tool_format(),
         thinking: ThinkingModel::of(&text),
+        task: setup.task,
     };
     state.set_serving(Serving { text, engine, model });
     thread

@@ -107,6 +107,12 @@ fn commit(
             }
         }
         assert_eq!(result.sampled.is_some(), chunk.sample.is_some());
+        assert_eq!(result.pooled.is_some(), chunk.pooling.is_some());
+        if result.pooled.is_some() {
+            progress.outcome.pooled = result.pooled;
+            progress.outcome.finish = Some(FinishReason::Stop);
+            free.append(&mut progress.block_table);
+        }
         if let Some(sampled) = result.sampled {
             let sampling = &progress.request.sampling;
             progress.token_ids.push(sampled.token);
@@ -170,7 +176,9 @@ impl<'a> Progress<'a> {
             self.block_table.push(free.pop().expect("counted above"));
         }
         let sampling = &self.request.sampling;
-        let sample = (end == self.token_ids.len()).then(|| SampleStep {
+        let is_last = end == self.token_ids.len();
+        let pooling = self.request.pooling.clone().filter(|_| is_last);
+        let sample = (is_last && pooling.is_none()).then(|| SampleStep {
             params: Arc::new(sampling.clone()),
             position: end,
             prompt_len: self.request.prompt.len(),
@@ -187,6 +195,7 @@ impl<'a> Progress<'a> {
             block_table: self.block_table.clone(),
             sample,
             prompt_logprobs: sampling.prompt_logprobs.map(score),
+            pooling,
         })
     }
 }

@@ -5,7 +5,8 @@ use kernels::device::cpu::{CpuDevice, Isa};
 use kernels::{Backend, DType};
 use models::{Checkpoint, TokenId, load_model};
 use server::engine::{
-    CacheSalt, Event, FinishReason, Request, SampledToken, SamplingParams, TokenLogprobs,
+    CacheSalt, Event, FinishReason, Pooled, Pooling, Request, SampledToken, SamplingParams,
+    TokenLogprobs,
 };
 use server::ranks::{CudaGraphs, LoadedGroup, RankConfig, RankGroup, Room, Start};
 use std::path::{Path, PathBuf};
@@ -84,6 +85,7 @@ pub fn start_ranks(
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outcome {
     pub prompt_logprobs: Vec<TokenLogprobs>,
+    pub pooled: Option<Pooled>,
     pub tokens: Vec<SampledToken>,
     pub finish: Option<FinishReason>,
 }
@@ -93,6 +95,7 @@ impl Outcome {
         match event {
             Event::Started { .. } => {}
             Event::PromptLogprobs(logprobs) => self.prompt_logprobs = logprobs,
+            Event::Pooled(pooled) => self.pooled = Some(pooled),
             Event::Token(token) => self.tokens.push(token),
             Event::Finished { reason } => self.finish = Some(reason),
             Event::Failed(error) => panic!("a request failed: {error}"),
@@ -104,8 +107,9 @@ impl Outcome {
     }
 }
 
-/// Requests of every kind: greedy and seeded, with and without penalties, scores and stops. Every
-/// other one begins with one of a few prefixes, so that they can share blocks.
+/// Requests of every kind: greedy and seeded, with and without penalties, scores and stops; one in
+/// five is pooled and generates nothing. Every other one begins with one of a few prefixes, so that
+/// they can share blocks.
 pub fn random_requests(random: &mut Random, count: usize, prompt_len_max: usize) -> Vec<Request> {
     let token = |random: &mut Random| TokenId(random.below(TINY_VOCAB) as u32);
     let tokens = |random: &mut Random, len| -> Vec<TokenId> {
@@ -117,9 +121,19 @@ pub fn random_requests(random: &mut Random, count: usize, prompt_len_max: usize)
         let mut prompt = if index % 2 == 0 { random.pick(&prefixes) } else { Vec::new() };
         let rest = 1 + random.below(prompt_len_max - prompt.len());
         prompt.extend(tokens(random, rest));
+        let sampling = random_sampling(random);
+        let pooling = match index % 10 {
+            4 => Some(Pooling::Hidden),
+            9 => Some(Pooling::logprobs(&[TokenId(263), TokenId(265)])),
+            _ => None,
+        };
         requests.push(Request {
             prompt,
-            sampling: random_sampling(random),
+            sampling: match pooling {
+                Some(_) => SamplingParams { max_new_tokens: 0, ..sampling },
+                None => sampling,
+            },
+            pooling,
             priority: random.below(3) as i32,
             cache_salt: CacheSalt::default(),
         constraint: None,

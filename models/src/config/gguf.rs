@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Architecture, ModelConfig, RopeConfig, YarnConfig, yarn_magnitude};
+use super::{Architecture, ModelConfig, Purpose, RopeConfig, YarnConfig, yarn_magnitude};
 use crate::weights::gguf::GgufFile;
 use crate::{GgufTokenizer, LoadError, TokenId};
 
@@ -12,6 +12,11 @@ const END_TOKENS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 /// Token types of `tokenizer.ggml.token_type`: only these are more than text.
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
+/// Values of `pooling_type` in llama.cpp: none, and the last token's hidden state.
+const POOLING_NONE: usize = 0;
+const POOLING_LAST: usize = 3;
+/// Ends every text that an embedding model of Qwen is given; its files do not say so.
+const TEXT_END: &str = "<|endoftext|>";
 
 /// Errors: `Invalid` for a value that is missing or makes no sense, `Unsupported` for one that asks
 /// for too much.
@@ -55,6 +60,7 @@ pub fn parse_config(file: &GgufFile, tokenizer: &GgufTokenizer) -> Result<ModelC
         qkv_bias: file.tensor("blk.0.attn_q.bias").is_some(),
         o_bias: file.tensor("blk.0.attn_output.bias").is_some(),
         tie_word_embeddings: file.tensor("output.weight").is_none(),
+        purpose: purpose(&keys)?,
         eos_token_ids: eos_token_ids(file, tokenizer)?,
     };
     config.check(&file.path)?;
@@ -86,7 +92,13 @@ pub fn parse_tokenizer(file: &GgufFile) -> Result<GgufTokenizer, LoadError> {
         }
         id => Ok(id.map(|id| id as u32)),
     };
+    let is_embedder = match file.string("general.architecture")? {
+        Some(prefix) => purpose(&Keys { file, prefix })? == Purpose::Embedding,
+        None => false,
+    };
+    let text_end = tokens.iter().position(|token| token == TEXT_END);
     Ok(GgufTokenizer {
+        appended: text_end.filter(|_| is_embedder).map(|id| id as u32),
         pre: file.string("tokenizer.ggml.pre")?.unwrap_or_default(),
         merges: required("tokenizer.ggml.merges")?,
         token_types,
@@ -95,6 +107,18 @@ pub fn parse_tokenizer(file: &GgufFile) -> Result<GgufTokenizer, LoadError> {
         bos: id("tokenizer.ggml.bos_token_id")?,
         tokens,
     })
+}
+
+/// Errors: `Unsupported` for an embedding made of other tokens than the last one.
+fn purpose(keys: &Keys) -> Result<Purpose, LoadError> {
+    match keys.count_if_there("pooling_type")? {
+        None | Some(POOLING_NONE) => Ok(Purpose::Generation),
+        Some(POOLING_LAST) => Ok(Purpose::Embedding),
+        Some(other) => {
+            let supported = "0 (none), 3 (the last token)";
+            Err(LoadError::unsupported(keys.key("pooling_type"), other, supported))
+        }
+    }
 }
 
 /// Rows of the embedding: the vocabulary and its padding.

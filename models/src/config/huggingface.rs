@@ -4,14 +4,16 @@
 mod tests;
 
 use super::{
-    Architecture, GenerationDefaults, ModelConfig, RopeConfig, YarnConfig, yarn_magnitude,
+    Architecture, GenerationDefaults, ModelConfig, Purpose, RopeConfig, YarnConfig, yarn_magnitude,
 };
 use crate::{LoadError, TokenId};
 use serde_json::Value;
 use std::path::Path;
 
 const EOS_TOKENS_MAX: usize = 64;
-const FAMILIES: &str = "Qwen2ForCausalLM, Qwen3ForCausalLM";
+const FAMILIES: &str = "Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3Model";
+/// A network without an output head.
+const HEADLESS: &str = "Qwen3Model";
 /// What transformers takes when a Qwen3 config does not name it.
 const QWEN3_HEAD_DIM: usize = 128;
 
@@ -22,7 +24,7 @@ const QWEN3_HEAD_DIM: usize = 128;
 pub fn parse_config(path: &Path, json: &Value) -> Result<ModelConfig, LoadError> {
     let outer = Fields { path, json };
     let text = Fields { path, json: json.get("text_config").unwrap_or(json) };
-    let architecture = parse_architecture(&outer, &text)?;
+    let (architecture, purpose) = parse_architecture(&outer, &text)?;
     refuse_unsupported(&outer, &text)?;
     let hidden_size = text.count("hidden_size")?;
     let num_heads = text.count("num_attention_heads")?;
@@ -56,6 +58,7 @@ pub fn parse_config(path: &Path, json: &Value) -> Result<ModelConfig, LoadError>
             Some(tied) => tied,
             None => text.bool("tie_word_embeddings")?.unwrap_or(false),
         },
+        purpose,
         eos_token_ids: match eos_token_ids(path, text.json)? {
             ids if ids.is_empty() => eos_token_ids(path, json)?,
             ids => ids,
@@ -108,22 +111,23 @@ pub fn parse_generation(path: &Path, json: &Value) -> Result<GenerationDefaults,
     })
 }
 
-fn parse_architecture(outer: &Fields, text: &Fields) -> Result<Architecture, LoadError> {
+fn parse_architecture(outer: &Fields, text: &Fields) -> Result<(Architecture, Purpose), LoadError> {
     let first = |fields: &Fields| {
         let name = fields.get("architectures").and_then(|list| list.get(0));
         name.and_then(Value::as_str).map(String::from)
     };
     if let Some(name) = first(outer).or_else(|| first(text)) {
         return match name.as_str() {
-            "Qwen2ForCausalLM" => Ok(Architecture::Qwen2),
-            "Qwen3ForCausalLM" => Ok(Architecture::Qwen3),
+            "Qwen2ForCausalLM" => Ok((Architecture::Qwen2, Purpose::Generation)),
+            "Qwen3ForCausalLM" => Ok((Architecture::Qwen3, Purpose::Generation)),
+            HEADLESS => Ok((Architecture::Qwen3, Purpose::Embedding)),
             _ => Err(LoadError::unsupported("architectures", name, FAMILIES)),
         };
     }
     let model_type = text.get("model_type").or_else(|| outer.get("model_type"));
     match model_type.and_then(Value::as_str) {
-        Some("qwen2") => Ok(Architecture::Qwen2),
-        Some("qwen3") => Ok(Architecture::Qwen3),
+        Some("qwen2") => Ok((Architecture::Qwen2, Purpose::Generation)),
+        Some("qwen3") => Ok((Architecture::Qwen3, Purpose::Generation)),
         Some(name) => Err(LoadError::unsupported("model_type", name, "qwen2, qwen3")),
         None => Err(text.missing("architectures")),
     }

@@ -1,6 +1,6 @@
 //! A small config for tests of other modules.
 
-use super::{Architecture, ModelConfig, RopeConfig};
+use super::{Architecture, ModelConfig, Purpose, RopeConfig};
 use crate::TokenId;
 
 pub fn tiny_config() -> ModelConfig {
@@ -19,6 +19,7 @@ pub fn tiny_config() -> ModelConfig {
         qkv_bias: true,
         o_bias: false,
         tie_word_embeddings: true,
+        purpose: Purpose::Generation,
         eos_token_ids: vec![TokenId(3), TokenId(2)],
     }
 }

@@ -2,6 +2,7 @@
 
 use super::norm::RmsNorm;
 use super::scratch::Scratch;
+use crate::config::Purpose;
 use crate::weights::loader::Loader;
 use crate::weights::shard::VOCAB;
 use crate::{ForwardContext, LoadError};
@@ -36,10 +37,10 @@ impl Embedding {
     }
 }
 
-/// The final norm, and this rank's rows of the output head.
+/// The final norm, and this rank's rows of the output head. A model for embeddings has none.
 pub struct Head {
-    norm: RmsNorm,
-    weight: Weight,
+    pub norm: RmsNorm,
+    weight: Option<Weight>,
 }
 
 impl Head {
@@ -47,10 +48,12 @@ impl Head {
     pub fn load(loader: &mut Loader) -> Result<Head, LoadError> {
         let shape = [loader.config.vocab_size, loader.config.hidden_size];
         let name = if loader.config.tie_word_embeddings { EMBEDDING } else { HEAD };
-        Ok(Head {
-            norm: RmsNorm::load(loader, "model.norm", shape[1])?,
-            weight: loader.weight_without_bias(name, shape, VOCAB)?,
-        })
+        let norm = RmsNorm::load(loader, "model.norm", shape[1])?;
+        let weight = match loader.config.purpose {
+            Purpose::Generation => Some(loader.weight_without_bias(name, shape, VOCAB)?),
+            Purpose::Embedding => None,
+        };
+        Ok(Head { norm, weight })
     }
 
     /// Every rank computes the logits of its part of the vocabulary, and all get all of them. Which
@@ -63,14 +66,15 @@ impl Head {
         rows: &Indices,
         scratch: &mut Scratch,
     ) -> Result<(), KernelError> {
+        let weight = self.weight.as_ref().expect("a model for embeddings is asked for none");
         let ForwardContext { backend, communicator, .. } = ctx;
         let s = scratch.fit_rows(logits.rows())?;
         gather_rows(backend, &mut s.rows, hidden, rows)?;
         self.norm.add_forward(backend, &mut s.rows, None, &mut s.rows_normed)?;
         if communicator.world_size() == 1 {
-            return linear(backend, logits, &s.rows_normed, &self.weight, None);
+            return linear(backend, logits, &s.rows_normed, weight, None);
         }
-        linear(backend, &mut s.own_logits, &s.rows_normed, &self.weight, None)?;
+        linear(backend, &mut s.own_logits, &s.rows_normed, weight, None)?;
         communicator.all_gather_columns(logits, &s.own_logits)
     }
 }

@@ -3,6 +3,7 @@
 use super::loader::inner_block_len;
 use super::shard::{ShardSpec, Split, VOCAB, feature_range, is_between_blocks, shard_sizes};
 use super::{Checkpoint, StoredTensor};
+use crate::config::Purpose;
 use crate::layers::embedding::EMBEDDING;
 use crate::{LoadError, ModelConfig};
 use kernels::DType;
@@ -51,7 +52,7 @@ impl Checkpoint {
         for name in weights.names() {
             let split = match use_of(name, config, unit) {
                 Some(Use::Matrix(split)) => split,
-                Some(Use::Embedding) if config.tie_word_embeddings => VOCAB,
+                Some(Use::Embedding) if has_tied_head(config) => VOCAB,
                 _ => continue,
             };
             let part = weights.get(name).and_then(|tensor| matrix_part(tensor, split, spec));
@@ -79,6 +80,7 @@ enum Use {
 fn use_of(name: &str, config: &ModelConfig, unit: usize) -> Option<Use> {
     match name {
         EMBEDDING => return Some(Use::Embedding),
+        "lm_head.weight" if config.purpose == Purpose::Embedding => return None,
         "lm_head.weight" if config.tie_word_embeddings => return None,
         "lm_head.weight" => return Some(Use::Matrix(VOCAB)),
         "model.norm.weight" => return Some(Use::Vector(Split::Whole)),
@@ -145,8 +147,13 @@ fn embedding_bytes(
         WeightForm::Cuda => tensor.dtype.row_bytes(columns).and_then(|n| n.checked_mul(own)),
     };
     let table = table.map_or(u64::MAX, |bytes| bytes as u64);
-    match config.tie_word_embeddings {
+    match has_tied_head(config) {
         true => table.saturating_add(matrix_bytes(tensor, VOCAB, spec, form)),
         false => table,
     }
+}
+
+/// Whether the embedding's bytes are loaded once more, as the head.
+fn has_tied_head(config: &ModelConfig) -> bool {
+    config.tie_word_embeddings && config.purpose == Purpose::Generation
 }

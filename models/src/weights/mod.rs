@@ -59,6 +59,9 @@ impl Checkpoint {
         let eos = config::huggingface::eos_token_ids(&generation_path, &generation_json)?;
         config.eos_token_ids = union(eos, &config.eos_token_ids);
         config.check(&generation_path)?;
+        if let Some(purpose) = config::sentence_transformers::purpose(folder)? {
+            config.purpose = purpose;
+        }
         let generation = config::huggingface::parse_generation(&generation_path, &generation_json)?;
         let tokenizer_config = read_json_if_there(&folder.join("tokenizer_config.json"))?;
         let chat_template = find_template(folder, tokenizer_config.as_ref())?;
@@ -221,7 +224,7 @@ fn read_json(path: &Path) -> Result<Value, LoadError> {
     serde_json::from_slice(&bytes).map_err(|e| LoadError::invalid(path, e.to_string()))
 }
 
-fn read_json_if_there(path: &Path) -> Result<Option<Value>, LoadError> {
+pub(crate) fn read_json_if_there(path: &Path) -> Result<Option<Value>, LoadError> {
     if path.exists() { read_json(path).map(Some) } else { Ok(None) }
 }
 

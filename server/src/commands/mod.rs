@@ -78,6 +78,8 @@ pub enum StartupError {
          it: {what} (and {others} more); see `monsoon doctor`, or use --device cpu"
     )]
     Unqualified { device: String, what: String, others: usize },
+    #[error("--task: the tokenizer has no token '{word}', by which a reranker answers")]
+    NoAnswerToken { word: &'static str },
     #[error("MPI: {reason}")]
     Mpi { reason: String },
     #[error("loading the model failed without a reason; a message above tells more")]

@@ -6,6 +6,7 @@ pub mod load;
 pub mod device;
 pub mod follow;
 pub mod memory;
+mod task;
 pub mod summary;
 
 use super::{CommandError, StartupError};

@@ -132,6 +132,10 @@ pub struct ServeArgs {
     /// File with the chat template to use instead of the model's own (Jinja)
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
+    /// What the model is for; auto is embed for embedding models, rerank for rerankers (known by
+    /// their name), else generate. embed loads no output head
+    #[arg(long, value_enum, default_value_t = TaskChoice::Auto)]
+    pub task: TaskChoice,
     /// How calls of tools stand in answers; auto takes the form that the chat template teaches
     #[arg(long, value_enum, default_value_t = ToolCallParser::Auto)]
     pub tool_call_parser: ToolCallParser,
@@ -334,6 +338,16 @@ pub enum CpuPin {
 pub enum SchedulingPolicy {
     Fcfs,
     Priority,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TaskChoice {
+    Auto,
+    Generate,
+    #[value(alias = "embedding")]
+    Embed,
+    #[value(alias = "score")]
+    Rerank,
 }
 
 /// Names as in vLLM.

@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
-/// Events of a request beside its tokens: Started, PromptLogprobs, and Finished or Failed.
-const OTHER_EVENTS_MAX: usize = 3;
+/// Events of a request beside its tokens: Started, PromptLogprobs, Pooled, and Finished or Failed.
+const OTHER_EVENTS_MAX: usize = 4;
 
 /// The engine's end of a `TokenStream`.
 pub(super) struct EventSender(Arc<EventQueue>);

@@ -2,6 +2,7 @@
 
 pub mod constraint;
 pub mod request;
+pub mod pooling;
 pub mod handle;
 mod event_queue;
 pub mod engine_loop;
@@ -24,6 +25,7 @@ pub use plan::{
     StepOutput,
 };
 pub use policy::PolicyKind;
+pub use pooling::{Pooled, Pooling};
 pub use request::{
     CacheSalt, EngineError, Event, FinishReason, Rejected, Request, SampledToken, SamplingParams,
     TokenLogprobs,

@@ -2,6 +2,7 @@
 //! machine.
 
 use super::constraint::TokenMask;
+use super::pooling::{Pooled, Pooling};
 use super::request::{SampledToken, SamplingParams, TokenLogprobs};
 use models::TokenId;
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,8 @@ pub struct Chunk {
     pub sample: Option<SampleStep>,
     /// Prompt tokens to score, when the request asked for it.
     pub prompt_logprobs: Option<PromptScore>,
+    /// Present when the chunk ends a prompt that is pooled.
+    pub pooling: Option<Pooling>,
 }
 
 impl Chunk {
@@ -97,6 +100,8 @@ pub struct ChunkOutput {
     pub sampled: Option<SampledToken>,
     /// As many as the chunk had targets.
     pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// Present exactly when the chunk had a `pooling`.
+    pub pooled: Option<Pooled>,
 }
 
 /// What a runner sampled in its last step, by sequence: the tokens that the next plan may leave to

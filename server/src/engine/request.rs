@@ -1,6 +1,7 @@
 //! All that crosses the engine's border.
 
 use super::constraint::ConstraintSource;
+use super::pooling::{Pooled, Pooling};
 use models::TokenId;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -20,6 +21,8 @@ pub struct Request {
     /// context.
     pub prompt: Vec<TokenId>,
     pub sampling: SamplingParams,
+    /// In place of an answer; `sampling.max_new_tokens` is 0 then.
+    pub pooling: Option<Pooling>,
     /// Smaller is sooner, as in vLLM; used by the priority policy.
     pub priority: i32,
     pub cache_salt: CacheSalt,
@@ -29,8 +32,8 @@ pub struct Request {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
-    /// At least 1, but 0 is allowed together with `prompt_logprobs`: then the prompt is only
-    /// scored.
+    /// At least 1, but 0 is allowed together with `prompt_logprobs` or `pooling`: then the prompt
+    /// is only computed.
     pub max_new_tokens: usize,
     /// Until so many tokens are generated, `eos_token_ids` and `stop_token_ids` cannot be sampled.
     pub min_tokens: usize,
@@ -125,8 +128,8 @@ pub enum FinishReason {
     Length,
 }
 
-/// What a client's stream receives, in this order: Started, PromptLogprobs if asked for, Token...,
-/// then Finished or Failed.
+/// What a client's stream receives, in this order: Started, PromptLogprobs and Pooled if asked for,
+/// Token..., then Finished or Failed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// First scheduled; so many prompt tokens came out of the prefix cache. Sent once, also when
@@ -136,6 +139,7 @@ pub enum Event {
     },
     /// One entry for each prompt token but the first.
     PromptLogprobs(Vec<TokenLogprobs>),
+    Pooled(Pooled),
     Token(SampledToken),
     Finished {
         reason: FinishReason,

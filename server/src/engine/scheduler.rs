@@ -223,9 +223,7 @@ impl Scheduler {
                 results.find(|(chunk, _)| chunk.sequence == id).expect("each planned has a chunk");
             num_wasted -= chunk.num_tokens();
             self.stats.generated_tokens += u64::from(result.sampled.is_some());
-            let finish = sequence.advance(result.sampled, result.prompt_logprobs, |event| {
-                events.push((id, event));
-            });
+            let finish = sequence.advance(result, |event| events.push((id, event)));
             let Sequence { table, chain, token_ids, num_computed, .. } = &mut sequence;
             self.blocks.commit(table, chain, token_ids, *num_computed);
             match finish {

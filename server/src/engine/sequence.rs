@@ -2,8 +2,9 @@
 
 use super::blocks::{BlockTable, HashChain};
 use super::constraint::{Allowed, Constraint, ConstraintError, TokenMask, Wake};
-use super::plan::{Chunk, ChunkInput, PromptScore, SampleStep, SequenceId};
-use super::request::{Event, FinishReason, Request, SampledToken, SamplingParams, TokenLogprobs};
+use super::plan::{Chunk, ChunkInput, ChunkOutput, PromptScore, SampleStep, SequenceId};
+use super::pooling::Pooling;
+use super::request::{Event, FinishReason, Request, SamplingParams, TokenLogprobs};
 use models::TokenId;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ pub struct Sequence {
     arrival: Instant,
     priority: i32,
     params: Arc<SamplingParams>,
+    pooling: Option<Pooling>,
     prompt_len: usize,
     /// Once it has generated something and is so long, it ends.
     len_max: usize,
@@ -68,6 +70,8 @@ impl Sequence {
         wake: &Wake,
     ) -> Self {
         assert!(!request.prompt.is_empty(), "a request has at least one prompt token");
+        let generates = request.sampling.max_new_tokens > 0;
+        assert!(!(generates && request.pooling.is_some()), "a pooled prompt has no answer");
         let wants_scores = request.sampling.prompt_logprobs.is_some();
         let len_wished = request.prompt.len().saturating_add(request.sampling.max_new_tokens);
         Self {
@@ -75,6 +79,7 @@ impl Sequence {
             arrival,
             priority: request.priority,
             params: Arc::new(request.sampling),
+            pooling: request.pooling,
             prompt_len: request.prompt.len(),
             len_max: len_wished.min(model_len_max),
             token_ids: request.prompt,
@@ -226,17 +231,18 @@ impl Sequence {
             block_table: self.table.blocks().to_vec(),
             sample: share.samples.then(|| self.sample_step(end)),
             prompt_logprobs: self.prompt_score(start, end),
+            pooling: self.pooling.clone().filter(|_| end == self.token_ids.len()),
         })
     }
 
     /// Takes in what the oldest step under way computed. Returns how the sequence ends, if it does.
     pub(super) fn advance(
         &mut self,
-        sampled: Option<SampledToken>,
-        scores: Vec<TokenLogprobs>,
+        output: ChunkOutput,
         mut emit: impl FnMut(Event),
     ) -> Option<FinishReason> {
         let share = self.under_way.pop_front().expect("a step is under way");
+        let ChunkOutput { sampled, prompt_logprobs: scores, pooled } = output;
         assert_eq!(share.samples, sampled.is_some(), "sampled as planned");
         self.num_computed += share.num_tokens;
         if let Start::Scheduled { cached_tokens } = self.start {
@@ -250,6 +256,11 @@ impl Sequence {
                 emit(Event::Token(sampled));
                 finish
             }
+            None if self.pooling.is_some() => pooled.map(|pooled| {
+                assert_eq!(self.num_computed, self.token_ids.len(), "the prompt is whole");
+                emit(Event::Pooled(pooled));
+                FinishReason::Stop
+            }),
             // Without a token to sample, the sequence ends when its prompt is computed.
             None => (self.num_computed == self.token_ids.len()).then_some(FinishReason::Length),
         };

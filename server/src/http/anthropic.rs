@@ -64,7 +64,7 @@ pub async fn messages(
     request: Request,
 ) -> Result<Response, AnthropicError> {
     let arrived = Instant::now();
-    let serving = context.serving()?;
+    let serving = context.generator()?;
     let (mut fields, reservation) = read_fields(&context, request).await?;
     if fields.value(MAX_TOKENS.name).is_none() {
         return Err(RequestError::Missing { field: MAX_TOKENS.name.into() }.into());

@@ -1,8 +1,8 @@
 //! API keys: several, compared in constant time.
 
-use super::anthropic;
 use super::error::{ApiError, RequestError};
 use super::state::Context;
+use super::{anthropic, dashscope};
 use crate::engine::CacheSalt;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
@@ -86,9 +86,10 @@ pub async fn authenticate(
 
 /// An error outside of any endpoint, in the shape of the API that the path belongs to.
 pub fn refuse(path: &str, error: ApiError) -> Response {
-    match path.starts_with(anthropic::PATH) {
-        true => error.respond(anthropic::error_body(&error)),
-        false => error.into_response(),
+    match path {
+        path if path.starts_with(anthropic::PATH) => error.respond(anthropic::error_body(&error)),
+        path if path.starts_with(dashscope::PATH) => dashscope::respond_error(&error),
+        _ => error.into_response(),
     }
 }
 

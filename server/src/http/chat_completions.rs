@@ -228,7 +228,7 @@ pub async fn chat_completions(
     request: Request,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let serving = context.serving()?;
+    let serving = context.generator()?;
     let (mut fields, reservation) = read_fields(&context, request).await?;
     let request = ChatRequest::into_request(&mut fields, &serving.model, &context.config)?;
     let ignored = IgnoredFields::of(&fields, &chat_names(), &context.config)?;

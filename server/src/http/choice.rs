@@ -195,6 +195,8 @@ impl Choice {
             Event::PromptLogprobs(logprobs) => {
                 self.steps.push_back(Step::Output(Output::Prompt { index, logprobs }));
             }
+            // Nothing is pooled of a sequence that generates.
+            Event::Pooled(_) => {}
             Event::Token(sampled) => self.take_token(sampled),
             Event::Finished { reason } => self.take_finish(reason),
             Event::Failed(error) => self.fail(error.into()),

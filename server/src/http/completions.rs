@@ -150,7 +150,7 @@ pub async fn completions(
     request: Request,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let serving = context.serving()?;
+    let serving = context.generator()?;
     let (mut fields, reservation) = read_fields(&context, request).await?;
     let request = CompletionRequest::into_request(&mut fields, &serving.model, &context.config)?;
     let ignored = IgnoredFields::of(&fields, &completion_names(), &context.config)?;

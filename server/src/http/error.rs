@@ -33,6 +33,8 @@ pub enum ApiError {
     EngineStopped,
     #[error("the prompt could not be processed")]
     TextStage,
+    #[error("the model computed no finite number for this input")]
+    NotFinite,
 }
 
 /// The client must change the request. Messages name the field, the value and the limit.
@@ -76,6 +78,16 @@ pub enum RequestError {
     },
     #[error("the chat template refused the messages: {reason}")]
     Template { reason: String },
+    #[error(
+        "the model '{model}' {does}, this server does not {asked} with it \
+         (its operator may choose: --task {flag})"
+    )]
+    WrongTask { model: String, does: &'static str, asked: &'static str, flag: &'static str },
+    #[error(
+        "'{field}' has {tokens} tokens, the model's context is {max_model_len} tokens; \
+         'truncate_prompt_tokens' cuts it"
+    )]
+    InputTooLong { field: String, tokens: usize, max_model_len: usize },
     #[error("the model '{name}' does not exist")]
     UnknownModel { name: String },
     #[error("there is no response '{id}': it was never kept, or is forgotten")]
@@ -176,6 +188,7 @@ impl ApiError {
             ApiError::Engine(EngineError::DeviceLost(_)) => {
                 row(S::SERVICE_UNAVAILABLE, SERVER, "device_lost")
             }
+            ApiError::NotFinite => row(S::INTERNAL_SERVER_ERROR, SERVER, "not_finite"),
             ApiError::TextStage => row(S::INTERNAL_SERVER_ERROR, SERVER, "internal_error"),
         }
     }
@@ -226,7 +239,10 @@ impl RequestError {
             }
             RequestError::Unsupported { .. } => row(S::BAD_REQUEST, INVALID, "unsupported_field"),
             RequestError::UnknownField { .. } => row(S::BAD_REQUEST, INVALID, "unknown_field"),
-            RequestError::PromptTooLong { .. } | RequestError::MaxTokensTooLarge { .. } => {
+            RequestError::WrongTask { .. } => row(S::BAD_REQUEST, INVALID, "unsupported_task"),
+            RequestError::PromptTooLong { .. }
+            | RequestError::InputTooLong { .. }
+            | RequestError::MaxTokensTooLarge { .. } => {
                 row(S::BAD_REQUEST, INVALID, "context_length_exceeded")
             }
             RequestError::Template { .. } => row(S::BAD_REQUEST, INVALID, "template_error"),
@@ -261,11 +277,12 @@ impl RequestError {
             | RequestError::OutOfRange { field, .. }
             | RequestError::Invalid { field, .. }
             | RequestError::Unsupported { field, .. }
+            | RequestError::InputTooLong { field, .. }
             | RequestError::UnknownField { field } => Some(field),
             RequestError::PromptTooLong { field, .. }
             | RequestError::MaxTokensTooLarge { field, .. } => Some(field),
             RequestError::Template { .. } => Some("messages"),
-            RequestError::UnknownModel { .. } => Some("model"),
+            RequestError::UnknownModel { .. } | RequestError::WrongTask { .. } => Some("model"),
             _ => None,
         }
     }

@@ -76,6 +76,11 @@ impl Fields {
         }
     }
 
+    /// The fields of an object within a body, which was checked with it.
+    pub fn of_object(map: Map<String, Value>) -> Fields {
+        Fields { map, read: Vec::new() }
+    }
+
     pub fn take(&mut self, field: &Field) -> Option<Value> {
         self.read.push(field.name);
         self.map.remove(field.name).filter(|v| !v.is_null())

@@ -78,6 +78,7 @@ impl Generation {
                 let request = Request {
                     prompt: prompt.clone(),
                     sampling: sampling.clone(),
+                    pooling: None,
                     priority: job.common.priority,
                     cache_salt: job.cache_salt,
                     constraint: constraint.clone(),

@@ -94,6 +94,8 @@ pub const REQUEST_ID_BYTES_MAX: usize = 128;
 pub const TOOLS_MAX: usize = 512;
 /// Bytes of a tool's name; beyond it 400.
 pub const TOOL_NAME_BYTES_MAX: usize = 128;
+/// Bytes of an instruction for queries; beyond it 400.
+pub const INSTRUCTION_BYTES_MAX: usize = 16 << 10;
 /// Text parts of one message; beyond it 400.
 pub const CONTENT_PARTS_MAX: usize = 1024;
 /// Bytes of one name-like field (model, user, cache_salt); beyond it 400.

@@ -1,10 +1,12 @@
 //! GET /openapi.json: made from the same tables that requests are read by.
 
+mod pooled;
+
 use super::fields::Field;
 use super::limits::HttpConfig;
 use super::router::ROUTES;
 use super::state::Context;
-use super::{chat_completions, completions, tokenize};
+use super::{chat_completions, completions, dashscope, tokenize};
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
@@ -87,7 +89,10 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
                 json!({"text/plain": {"schema": {"type": "string"}}});
             operation
         }
-        other => unreachable!("{other} is described"),
+        other => {
+            let operation = pooled::operation(other).or_else(|| dashscope(other));
+            operation.unwrap_or_else(|| unreachable!("{other} is described"))
+        }
     };
     if path.contains("{id}") {
         let (description, missing) = match path.starts_with("/v1/models") {
@@ -107,6 +112,17 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         operation["responses"]["401"] = error_response("No API key, or an unknown one");
     }
     operation
+}
+
+/// A stream there is asked for by a header.
+fn dashscope(path: &str) -> Option<Value> {
+    let (id, summary, request) = dashscope::schemas::describe(path)?;
+    let mut operation = post(id, summary, request, "AnyObject");
+    let responses = operation["responses"].as_object_mut().into_iter().flatten();
+    for (_, response) in responses.filter(|(code, _)| *code != "200") {
+        response["content"]["application/json"]["schema"] = reference("DashScopeError");
+    }
+    Some(operation)
 }
 
 fn generate(id: &str, summary: &str, request: &str, reply: &str) -> Value {
@@ -174,7 +190,7 @@ fn schemas(config: &HttpConfig) -> Value {
         "id": text, "object": {"const": "model"}, "created": integer, "owned_by": text,
         "max_model_len": integer,
     });
-    json!({
+    let mut schemas = json!({
         "ChatCompletionRequest": chat,
         "CompletionRequest": completion,
         "TokenizeRequest": tokenize,
@@ -214,7 +230,13 @@ fn schemas(config: &HttpConfig) -> Value {
             "param": {"type": ["string", "null"]},
             "code": text,
         }))})),
-    })
+    });
+    pooled::add_schemas(&mut schemas, config);
+    for (name, schema) in dashscope::schemas::requests() {
+        schemas[name] = schema;
+    }
+    schemas["DashScopeError"] = object(json!({"code": text, "message": text, "request_id": text}));
+    schemas
 }
 
 /// Only `role` and `content` are always there.

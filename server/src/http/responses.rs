@@ -32,7 +32,7 @@ pub async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let serving = context.serving()?;
+    let serving = context.generator()?;
     let (mut fields, reservation) = read_fields(&context, request).await?;
     let asked = into_chat(&mut fields, &context.responses, client)?;
     let request = ChatRequest::into_request(&mut fields, &serving.model, &context.config)?;

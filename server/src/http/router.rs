@@ -4,13 +4,21 @@ use super::anthropic::{count_tokens, messages};
 use super::auth::{authenticate, refuse};
 use super::chat_completions::chat_completions;
 use super::completions::completions;
+use super::dashscope::multimodal_generation::multimodal_generation;
+use super::dashscope::text_embedding::text_embedding;
+use super::dashscope::text_generation::text_generation;
+use super::dashscope::text_rerank::text_rerank;
+use super::dashscope::tokenizer::tokenizer;
+use super::embeddings::embeddings;
 use super::error::{RejectionReason, RequestError, excerpt};
 use super::health::{health, ping, version};
 use super::limits::REQUEST_ID_BYTES_MAX;
 use super::metrics_endpoint::metrics;
 use super::models::{get_model, list_models};
 use super::openapi::openapi;
+use super::rerank::rerank;
 use super::responses;
+use super::score::score;
 use super::state::Context;
 use super::tokenize::{detokenize, tokenize};
 use super::wire::random_hex;
@@ -33,6 +41,17 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("get", "/v1/responses/{id}"),
     ("delete", "/v1/responses/{id}"),
     ("post", "/v1/responses/{id}/cancel"),
+    ("post", "/v1/embeddings"),
+    ("post", "/v1/rerank"),
+    ("post", "/v2/rerank"),
+    ("post", "/rerank"),
+    ("post", "/v1/score"),
+    ("post", "/score"),
+    ("post", "/api/v1/services/aigc/text-generation/generation"),
+    ("post", "/api/v1/services/aigc/multimodal-generation/generation"),
+    ("post", "/api/v1/services/embeddings/text-embedding/text-embedding"),
+    ("post", "/api/v1/services/rerank/text-rerank/text-rerank"),
+    ("post", "/api/v1/tokenizer"),
     ("post", "/tokenize"),
     ("post", "/detokenize"),
     ("get", "/v1/models"),
@@ -44,6 +63,18 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("get", "/ping"),
 ];
 
+/// Prefixes under which clients of Model Studio look for the same routes, with where those begin.
+const PREFIXES: &[(&str, &str)] = &[("/compatible-mode", "/v1/"), ("/apps/anthropic", "/v1/")];
+
+/// The route that a client means which puts Model Studio's prefix before it.
+pub fn without_prefix(uri: Uri) -> Uri {
+    let of = |(prefix, start): &(&str, &str)| {
+        let path = uri.path_and_query()?.as_str().strip_prefix(prefix)?;
+        path.starts_with(start).then(|| path.parse().ok()).flatten()
+    };
+    PREFIXES.iter().find_map(of).unwrap_or(uri)
+}
+
 pub fn router(context: Context) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
@@ -53,6 +84,20 @@ pub fn router(context: Context) -> Router {
         .route("/v1/responses", post(responses::create))
         .route("/v1/responses/{id}", get(responses::get).delete(responses::delete))
         .route("/v1/responses/{id}/cancel", post(responses::cancel))
+        .route("/v1/embeddings", post(embeddings))
+        .route("/v1/rerank", post(rerank))
+        .route("/v2/rerank", post(rerank))
+        .route("/rerank", post(rerank))
+        .route("/v1/score", post(score))
+        .route("/score", post(score))
+        .route("/api/v1/services/aigc/text-generation/generation", post(text_generation))
+        .route(
+            "/api/v1/services/aigc/multimodal-generation/generation",
+            post(multimodal_generation),
+        )
+        .route("/api/v1/services/embeddings/text-embedding/text-embedding", post(text_embedding))
+        .route("/api/v1/services/rerank/text-rerank/text-rerank", post(text_rerank))
+        .route("/api/v1/tokenizer", post(tokenizer))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/v1/models", get(list_models))
@@ -77,7 +122,8 @@ async fn name_request(request: Request, next: Next) -> Response {
     let id = request.headers().get(REQUEST_ID).filter(is_good).cloned();
     let id = id.or_else(|| HeaderValue::try_from(format!("req-{}", random_hex())).ok());
     let mut response = next.run(request).await;
-    if let Some(id) = id {
+    // Some APIs name a request in the body as well.
+    if let Some(id) = id.filter(|_| !response.headers().contains_key(REQUEST_ID)) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response

@@ -1,7 +1,7 @@
 //! Accepts connections and ends them: the limits on heads, time and number that lie below routing.
 
 use super::limits::{BACKLOG, HttpConfig};
-use super::router::router;
+use super::router::{router, without_prefix};
 use super::stall::StallGuard;
 use super::state::{AppState, Context};
 use axum::Router;
@@ -134,9 +134,11 @@ fn connection(
         Future: Send,
     > + use<>,
 > {
-    let service = router
-        .clone()
-        .map_request(|request: hyper::Request<hyper::body::Incoming>| request.map(Body::new));
+    let service =
+        router.clone().map_request(|mut request: hyper::Request<hyper::body::Incoming>| {
+            *request.uri_mut() = without_prefix(std::mem::take(request.uri_mut()));
+            request.map(Body::new)
+        });
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(config.header_timeout)

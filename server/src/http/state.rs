@@ -4,6 +4,7 @@ use super::auth::KeyRing;
 use super::error::ApiError;
 use super::limits::HttpConfig;
 use super::responses::store::ResponseStore;
+use super::task::Task;
 use crate::engine::EngineHandle;
 use crate::metrics::Metrics;
 use crate::text::{TextStage, ToolFormat};
@@ -34,6 +35,7 @@ pub struct ServedModel {
     /// How it calls tools; `None`: it cannot.
     pub tool_format: Option<ToolFormat>,
     pub thinking: ThinkingModel,
+    pub task: Task,
 }
 
 /// Whether a model thinks before it answers.

@@ -9,6 +9,7 @@ use super::openapi::document;
 use super::router::ROUTES;
 use super::sampling::StreamOptions;
 use super::state::{ServedModel, ThinkingModel};
+use super::task::Task;
 use crate::text::ToolFormat;
 use models::{GenerationDefaults, TokenId};
 use serde_json::{Value, json};
@@ -29,6 +30,7 @@ fn model() -> ServedModel {
         },
         tool_format: Some(ToolFormat::Hermes),
         thinking: ThinkingModel::Yes,
+        task: Task::Generate,
     }
 }
 

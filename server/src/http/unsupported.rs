@@ -53,6 +53,49 @@ const CHAT: &[(&str, Harmless)] = &[
     ("media_io_kwargs", UNUSED),
 ];
 
+const EMBEDDINGS: &[(&str, Harmless)] = &[
+    ("messages", NEVER),
+    ("chat_template", NEVER),
+    ("chat_template_kwargs", UNUSED),
+    ("normalize", TRUE),
+    ("use_activation", TRUE),
+    ("embed_dtype", |v| v == "float32"),
+    ("endianness", |v| v == "little" || v == "native"),
+    ("mm_processor_kwargs", UNUSED),
+];
+
+const RERANK: &[(&str, Harmless)] = &[
+    ("max_tokens_per_doc", NEVER),
+    ("max_chunks_per_doc", NEVER),
+    ("rank_fields", UNUSED),
+    ("use_activation", TRUE),
+    ("activation", TRUE),
+    ("softmax", TRUE),
+    ("chat_template", NEVER),
+    ("chat_template_kwargs", UNUSED),
+    ("mm_processor_kwargs", UNUSED),
+];
+
+/// Errors: the first field that is used and not served at /v1/embeddings.
+pub fn check_embeddings(fields: &Fields) -> Result<(), RequestError> {
+    check_all(fields, EMBEDDINGS.iter())
+}
+
+/// Errors: the first field that is used and not served at /v1/rerank and /v1/score.
+pub fn check_rerank(fields: &Fields) -> Result<(), RequestError> {
+    check_all(fields, RERANK.iter())
+}
+
+/// Fields of /v1/embeddings that are known and not served.
+pub fn embedding_names() -> Vec<&'static str> {
+    EMBEDDINGS.iter().map(|(name, _)| *name).collect()
+}
+
+/// Fields of /v1/rerank and /v1/score that are known and not served.
+pub fn rerank_names() -> Vec<&'static str> {
+    RERANK.iter().map(|(name, _)| *name).collect()
+}
+
 /// Errors: the first field that is used and not served at /v1/chat/completions.
 pub fn check_chat(fields: &Fields) -> Result<(), RequestError> {
     check(fields, CHAT)
@@ -73,8 +116,15 @@ pub fn completion_names() -> Vec<&'static str> {
     ANYWHERE.iter().map(|(name, _)| *name).collect()
 }
 
-fn check(fields: &Fields, own: &[(&str, Harmless)]) -> Result<(), RequestError> {
-    for (name, harmless) in own.iter().chain(ANYWHERE) {
+fn check(fields: &Fields, own: &[(&'static str, Harmless)]) -> Result<(), RequestError> {
+    check_all(fields, own.iter().chain(ANYWHERE))
+}
+
+fn check_all<'a>(
+    fields: &Fields,
+    known: impl Iterator<Item = &'a (&'static str, Harmless)>,
+) -> Result<(), RequestError> {
+    for (name, harmless) in known {
         if let Some(value) = fields.value(name).filter(|v| !harmless(v)) {
             return Err(RequestError::Unsupported { field: (*name).into(), value: show(value) });
         }

@@ -4,17 +4,19 @@
 //! everything is queued on the device's stream, the tokens of the step before included, which never
 //! leave the device. Decode steps are recorded once for each size of `GRAPH_SIZES` and replayed.
 
+use super::cuda_pooling::{CudaPooling, PooledStep};
 use super::cuda_sampler::{CudaSampler, Moved, SampledRows};
 use super::group::{CudaGraphs, RankConfig};
 use super::rows::{RowRef, rows_of};
 use super::step_runner::{StepError, StepRunner, kv_cache};
 use super::wire::Start;
+use crate::engine::pooling::POOLED_TOKENS_MAX;
 use crate::engine::{ChunkInput, PLANS_UNDER_WAY_MAX, Plan, SequenceId, StepOutput};
 use kernels::comm::{Communicator, part_len_max};
 use kernels::device::cuda::{CudaDevice, Event, Graph};
 use kernels::{DType, Indices, KernelError, Tensor};
 use models::batch::{StepShape, StepUpload};
-use models::{ForwardBatch, ForwardContext, LoadError, Model};
+use models::{ForwardBatch, ForwardContext, LoadError, Model, Purpose};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -36,6 +38,7 @@ pub(super) struct CudaRunner {
     batch: ForwardBatch,
     upload: StepUpload,
     sampler: CudaSampler,
+    pooling: CudaPooling,
     /// [max_num_batched_tokens, hidden_size]
     hidden: Tensor,
     /// [LOGIT_ROWS_MAX or fewer, vocab_size]
@@ -63,6 +66,7 @@ struct Limits {
 /// A step that was queued and not collected.
 struct UnderWay {
     step: SampledRows,
+    pooled: PooledStep,
     event: usize,
 }
 
@@ -88,7 +92,11 @@ impl StepRunner for CudaRunner {
         let steps: Vec<_> =
             plan.chunks.iter().map(|c| c.sample.as_ref().map(Cow::Borrowed)).collect();
         let rows = rows_of(plan, &steps);
+        let pooled = self.pooling.begin(plan);
         self.batch.logit_rows.extend_from_slice(&row_numbers(&rows));
+        // They have no logits: the sampler takes them for padding.
+        let pooled_rows: Vec<u32> = pooled.row_numbers().collect();
+        self.batch.logit_rows.extend_from_slice(&pooled_rows);
         let shape = self.shape_of(plan);
         self.upload.upload(&mut self.batch, shape)?;
         let (step, moved) = self.sampler.upload(plan, &rows, &feed, shape)?;
@@ -100,9 +108,10 @@ impl StepRunner for CudaRunner {
         self.run(shape)?;
         let event = self.num_launched % self.events.len();
         self.sampler.download(&step)?;
+        self.pooling.download()?;
         self.events[event].record()?;
         self.num_launched += 1;
-        self.under_way.push_back(UnderWay { step, event });
+        self.under_way.push_back(UnderWay { step, pooled, event });
         Ok(())
     }
 
@@ -114,7 +123,9 @@ impl StepRunner for CudaRunner {
     fn collect(&mut self) -> Result<StepOutput, StepError> {
         let first = self.under_way.pop_front().expect("a plan is under way");
         self.events[first.event].wait()?;
-        self.sampler.read(&first.step)
+        let mut output = self.sampler.read(&first.step)?;
+        self.pooling.read(&first.pooled, &mut output.chunks)?;
+        Ok(output)
     }
 }
 
@@ -147,10 +158,12 @@ impl CudaRunner {
         let backend = config.backend.clone();
         let zeros = |rows, len| Tensor::zeros_on(&backend, DType::F32, &[rows, len]);
         let kv_cache = kv_cache(config, &*model, &*communicator, 0)?;
+        // A row that is scored for several tokens is there several times.
+        let rows_total = rows_max + limits.num_seqs * (POOLED_TOKENS_MAX - 1);
         let largest = StepShape {
             num_tokens: rows_max,
             num_seqs: padded(limits.num_seqs),
-            num_rows: rows_max,
+            num_rows: rows_total,
             context_len_max: limits.context_len,
             query_len_max: limits.num_tokens,
         };
@@ -160,7 +173,8 @@ impl CudaRunner {
         kernels::ops::prepare_all(device)?;
         Ok(CudaRunner {
             upload: StepUpload::new(device, largest, blocks_max)?,
-            sampler: CudaSampler::new(device, rows_max, limits.logit_rows, network.vocab_size)?,
+            pooling: CudaPooling::new(&backend, device, limits.num_seqs, network.hidden_size)?,
+            sampler: CudaSampler::new(device, rows_total, limits.logit_rows, network.vocab_size)?,
             hidden: zeros(rows_max, network.hidden_size)?,
             logits: zeros(limits.logit_rows, network.vocab_size)?,
             ctx: ForwardContext { backend: backend.clone(), communicator, kv_cache },
@@ -237,7 +251,9 @@ impl CudaRunner {
 
     /// Records a decode step for every padded number of sequences up to the limit.
     fn record_all(&mut self) -> Result<(), KernelError> {
-        if self.limits.graphs == CudaGraphs::Off {
+        // A model for embeddings decodes nothing.
+        let decodes = self.model.config().purpose == Purpose::Generation;
+        if self.limits.graphs == CudaGraphs::Off || !decodes {
             return Ok(());
         }
         let sizes = GRAPH_SIZES.iter().copied();
@@ -284,8 +300,9 @@ impl CudaRunner {
         self.model.forward(&mut self.ctx, &self.batch, &mut self.hidden)?;
         let all_rows = self.batch.logit_rows.to_vec();
         let first_row = self.batch.logit_rows.device_ptr();
-        for start in (0..shape.num_rows).step_by(self.limits.logit_rows) {
-            let count = (shape.num_rows - start).min(self.limits.logit_rows);
+        let num_logit_rows = shape.num_rows - self.pooling.num_rows();
+        for start in (0..num_logit_rows).step_by(self.limits.logit_rows) {
+            let count = (num_logit_rows - start).min(self.limits.logit_rows);
             let end = (start + count).min(all_rows.len());
             let mut rows = Indices::from(&all_rows[start.min(end)..end]);
             rows.set_device(first_row + (start * size_of::<u32>()) as u64);
@@ -293,7 +310,9 @@ impl CudaRunner {
             self.model.logits(&mut self.ctx, &self.hidden, &rows, &mut self.logits)?;
             self.sampler.sample(&self.logits, start, token_ids)?;
         }
-        Ok(())
+        let mut rows = Indices::from(&all_rows[num_logit_rows.min(all_rows.len())..]);
+        rows.set_device(first_row + (num_logit_rows * size_of::<u32>()) as u64);
+        self.pooling.queue(&*self.model, &mut self.ctx, &self.hidden, &rows)
     }
 }
 

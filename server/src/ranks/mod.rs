@@ -1,5 +1,6 @@
 //! Computes what the engine decided, one worker thread per device, in this process or in others.
 
+mod cuda_pooling;
 mod cuda_runner;
 mod cuda_sampler;
 pub mod follower;
@@ -10,6 +11,7 @@ mod loaded;
 mod meet;
 mod model_runner;
 mod peers;
+mod pooling;
 pub mod progress;
 mod rows;
 pub mod sampler;

@@ -2,12 +2,14 @@
 //! once.
 
 use super::group::RankConfig;
+use super::pooling::{num_pooled_scores, pooled_rows, split_pooled_scores};
 use super::rows::{RowRef, rows_of};
 use super::sampler::{RowOutput, RowTask, Sampler};
 use super::step_runner::{StepError, StepRunner, kv_cache};
 use super::wire::Start;
-use crate::engine::{ChunkOutput, LastStep, Plan, StepOutput};
+use crate::engine::{ChunkOutput, LastStep, Plan, Pooled, StepOutput};
 use kernels::comm::Communicator;
+use kernels::ops::gather_rows;
 use kernels::{DType, KernelError, Tensor};
 use models::{ForwardBatch, ForwardContext, LoadError, Model};
 use std::collections::VecDeque;
@@ -28,6 +30,9 @@ pub(super) struct ModelRunner {
     hidden: Tensor,
     /// [LOGIT_ROWS_MAX or fewer, vocab_size]
     logits: Tensor,
+    /// [LOGIT_ROWS_MAX or fewer, hidden_size]: what is pooled, before and after the final norm.
+    pooled: Tensor,
+    normed: Tensor,
     logit_rows_max: usize,
     /// Computed and not collected.
     outputs: VecDeque<StepOutput>,
@@ -88,6 +93,8 @@ impl ModelRunner {
             last_step: LastStep::default(),
             hidden: Tensor::zeros(DType::F32, &hidden_shape)?,
             logits: Tensor::zeros(DType::F32, &[logit_rows_max, network.vocab_size])?,
+            pooled: Tensor::zeros(DType::F32, &[logit_rows_max, network.hidden_size])?,
+            normed: Tensor::zeros(DType::F32, &[logit_rows_max, network.hidden_size])?,
             logit_rows_max,
             outputs: VecDeque::new(),
             ctx: ForwardContext { backend: config.backend.clone(), communicator, kv_cache },
@@ -115,6 +122,22 @@ impl ModelRunner {
         let rows = rows_of(plan, &steps);
         for group in rows.chunks(self.logit_rows_max) {
             self.run_rows(plan, group, chunks)?;
+        }
+        split_pooled_scores(&num_pooled_scores(plan), chunks);
+        self.pool(plan, chunks)
+    }
+
+    fn pool(&mut self, plan: &Plan, chunks: &mut [ChunkOutput]) -> Result<(), StepError> {
+        for group in pooled_rows(plan).chunks(self.logit_rows_max) {
+            let rows: Vec<u32> = group.iter().map(|pooled| pooled.row).collect();
+            self.pooled.set_rows(group.len());
+            self.normed.set_rows(group.len());
+            gather_rows(&self.config.backend, &mut self.pooled, &self.hidden, &rows.into())?;
+            self.model.final_norm(&mut self.ctx, &mut self.pooled, &mut self.normed)?;
+            for (place, pooled) in group.iter().enumerate() {
+                let values = self.normed.f32_row(place).to_vec();
+                chunks[pooled.chunk].pooled = Some(Pooled::Hidden(values));
+            }
         }
         Ok(())
     }

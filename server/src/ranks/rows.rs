@@ -1,7 +1,7 @@
 //! Which rows of a step need logits, and what for.
 
 use super::sampler::RowTask;
-use crate::engine::{Plan, SampleStep};
+use crate::engine::{Plan, Pooling, SampleStep};
 use std::borrow::Cow;
 
 /// One row of logits to compute, and whose it is.
@@ -19,7 +19,7 @@ impl RowRef<'_> {
 }
 
 /// The rows whose logits are asked for, chunk by chunk and in order of position. `steps[i]` says
-/// how chunk i is sampled.
+/// how chunk i is sampled. A row that is scored for several tokens is there several times.
 pub(super) fn rows_of<'a>(plan: &'a Plan, steps: &'a [Option<Cow<SampleStep>>]) -> Vec<RowRef<'a>> {
     let mut rows = Vec::new();
     let mut first = 0;
@@ -31,6 +31,11 @@ pub(super) fn rows_of<'a>(plan: &'a Plan, steps: &'a [Option<Cow<SampleStep>>]) 
             assert!(score.targets.len() <= chunk.num_tokens(), "more targets than tokens");
             for (place, &target) in score.targets.iter().enumerate() {
                 push(place, RowTask::Score { target, top: score.top });
+            }
+        }
+        if let Some(Pooling::Logprobs(tokens)) = &chunk.pooling {
+            for &target in tokens {
+                push(chunk.num_tokens() - 1, RowTask::Score { target, top: 0 });
             }
         }
         if let Some(step) = &steps[index] {

@@ -9,8 +9,8 @@ use super::wire::{Room, Start};
 use super::worker::RankSpec;
 use crate::engine::plan::PromptScore;
 use crate::engine::{
-    BlockId, Chunk, ChunkInput, ChunkOutput, Plan, Runner, RunnerError, SampleStep, SamplingParams,
-    SequenceId, StepOutput,
+    BlockId, Chunk, ChunkInput, ChunkOutput, Plan, Pooled, Pooling, Runner, RunnerError,
+    SampleStep, SamplingParams, SequenceId, StepOutput,
 };
 use kernels::comm::Communicator;
 use kernels::comm::solo::Solo;
@@ -27,6 +27,41 @@ const VOCAB: usize = 300;
 const PANIC: u32 = 290;
 const ERROR: u32 = 291;
 const NAN: u32 = 292;
+
+#[test]
+fn chunks_are_pooled_at_their_last_token() {
+    let mut group = start(&config(), Vec::new()).unwrap();
+    let pooled = |sequence, token_ids: &[u32], pooling| Chunk {
+        pooling: Some(pooling),
+        ..chunk(sequence, token_ids)
+    };
+    // More rows than one group of them has.
+    let mut chunks: Vec<Chunk> =
+        (0..90).map(|i| pooled(i, &[1, i as u32 + 7], Pooling::Hidden)).collect();
+    chunks.insert(3, sampled(200, &[40]));
+    let [no, yes] = [TokenId(5), TokenId(22)];
+    chunks.push(Chunk {
+        prompt_logprobs: Some(PromptScore { targets: vec![TokenId(9)], top: 0 }),
+        ..pooled(300, &[8, 21], Pooling::logprobs(&[no, yes]))
+    });
+    let output = run(&mut group, 0, chunks).unwrap().chunks;
+    assert_eq!(
+        (output[3].sampled.as_ref().unwrap().token, &output[3].pooled),
+        (TokenId(41), &None)
+    );
+    for i in 0..90 {
+        let place = if i < 3 { i } else { i + 1 };
+        let expected = Pooled::Hidden(vec![i as f32 + 7.0, 0.5]);
+        assert_eq!(output[place].pooled, Some(expected), "sequence {i}");
+    }
+    let scores = &output[91].prompt_logprobs;
+    assert_eq!((scores.len(), scores[0].token, scores[0].rank), (1, TokenId(9), 1));
+    let Some(Pooled::Logprobs(answers)) = &output[91].pooled else { panic!("not pooled") };
+    assert_eq!((answers[0].token, answers[1].token), (no, yes));
+    // Of the fake's logits: 5 for the token after the last one, else 0.
+    let difference = answers[1].logprob - answers[0].logprob;
+    assert!((difference - 5.0).abs() < 1e-5, "{difference}");
+}
 
 #[test]
 fn every_chunk_gets_its_own_answers_in_order() {
@@ -222,6 +257,7 @@ fn chunk(sequence: u64, token_ids: &[u32]) -> Chunk {
         block_table: vec![BlockId(0)],
         sample: None,
         prompt_logprobs: None,
+        pooling: None,
     }
 }
 
@@ -336,6 +372,7 @@ impl FakeModel {
             qkv_bias: false,
             o_bias: false,
             tie_word_embeddings: true,
+            purpose: models::Purpose::Generation,
             eos_token_ids: Vec::new(),
         };
         Self { config, seen: None, waits_for: None, tasks_of_100_ms: 0, adds: false, fails: true }
@@ -373,6 +410,19 @@ impl Model for FakeModel {
         }
         if self.adds {
             ctx.communicator.all_reduce_sum(hidden)?;
+        }
+        Ok(())
+    }
+
+    fn final_norm(
+        &self,
+        _ctx: &mut ForwardContext,
+        rows: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<(), KernelError> {
+        assert_eq!(out.shape(), rows.shape());
+        for (out, row) in out.f32_mut().chunks_mut(2).zip(rows.f32().chunks(2)) {
+            out.copy_from_slice(&[row[0], 0.5]);
         }
         Ok(())
     }

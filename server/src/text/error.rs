@@ -30,6 +30,8 @@ pub enum TextError {
     TooManyStops { stops: usize, stops_max: usize },
     #[error("a stop string has {bytes} bytes, allowed are 1 to {bytes_max}")]
     StopLength { bytes: usize, bytes_max: usize },
+    #[error("{tokens_max} tokens leave no room for a text: {frame} are around it")]
+    NoRoom { tokens_max: usize, frame: usize },
     #[error("continue_final_message needs a last message of role assistant with text content")]
     NothingToContinue,
     #[error("the tokenizer failed on this text: {reason}")]

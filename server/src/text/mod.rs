@@ -9,6 +9,7 @@ pub mod tokenizer;
 pub mod chunks;
 pub mod vocabulary;
 pub mod pool;
+pub mod framed;
 pub mod detokenizer;
 pub mod stop;
 pub mod tags;
@@ -27,6 +28,7 @@ pub use constraint::{
 };
 pub use detokenizer::{SpecialTokens, TextDecoder};
 pub use error::{TextError, TextStartError};
+pub use framed::{Frame, FramedText};
 pub use reasoning::ReasoningStart;
 pub use stop::{StopMatcher, StopOutput};
 pub use tools::{Tool, ToolFormat};

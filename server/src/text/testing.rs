@@ -32,6 +32,7 @@ pub fn gguf() -> GgufTokenizer {
         eos: Some(IM_END.0),
         pad: None,
         bos: None,
+        appended: None,
     }
 }
 

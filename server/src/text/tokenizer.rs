@@ -46,8 +46,16 @@ pub struct Tokenizer {
     vocabulary: Arc<Vocabulary>,
     eos: Vec<TokenId>,
     named_special: Vec<(String, String)>,
+    frame: TextFrame,
     /// No limit where it is not known that text may be cut.
     chunk_bytes_min: usize,
+}
+
+/// What a tokenizer puts around every text of its own accord.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TextFrame {
+    pub before: Vec<TokenId>,
+    pub after: Vec<TokenId>,
 }
 
 impl Tokenizer {
@@ -60,6 +68,13 @@ impl Tokenizer {
                 (from_file(tokenizer_json)?, named.unwrap_or_default())
             }
             TokenizerSource::Gguf(gguf) => (from_gguf(gguf)?, gguf_named_special(gguf)),
+        };
+        let frame = match source {
+            TokenizerSource::HuggingFace { .. } => post_processed(&inner)?,
+            TokenizerSource::Gguf(gguf) => {
+                let after = gguf.appended.into_iter().map(TokenId).collect();
+                TextFrame { before: Vec::new(), after }
+            }
         };
         let bytes = matches!(inner.get_model(), ModelWrapper::BPE(_))
             && matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
@@ -82,6 +97,7 @@ impl Tokenizer {
             vocabulary: Arc::new(vocabulary(&inner)),
             eos,
             named_special,
+            frame,
             inner,
         })
     }
@@ -130,6 +146,11 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// What surrounds a text that is embedded; never that of a chat or a completion.
+    pub fn frame(&self) -> &TextFrame {
+        &self.frame
+    }
+
     pub fn special(&self) -> &SpecialTokenSplitter {
         &self.special
     }
@@ -150,6 +171,24 @@ impl Tokenizer {
     /// The end-of-sequence tokens that the tokenizer itself names.
     pub fn eos(&self) -> &[TokenId] {
         &self.eos
+    }
+}
+
+/// What the post-processor adds: seen on a text, since it can be written in many ways.
+fn post_processed(inner: &tokenizers::Tokenizer) -> Result<TextFrame, TextStartError> {
+    let encode = |special| inner.encode_fast("a", special).map_err(invalid);
+    let (plain, whole) = (encode(false)?, encode(true)?);
+    let (plain, whole) = (plain.get_ids(), whole.get_ids());
+    let start = whole.windows(plain.len().max(1)).position(|ids| ids == plain);
+    let ids = |ids: &[u32]| ids.iter().copied().map(TokenId).collect();
+    match start {
+        Some(start) => Ok(TextFrame {
+            before: ids(&whole[..start]),
+            after: ids(&whole[start + plain.len()..]),
+        }),
+        None => Err(TextStartError::Invalid {
+            reason: "its post-processor changes the tokens of a text".to_owned(),
+        }),
     }
 }
 

@@ -4,6 +4,7 @@
 use super::device::{Devices, RankDevice, uses_cuda};
 use super::memory::{self, CacheShare, GpuMemory, MemoryPlan, MemoryRequest, RankShare};
 use super::processes::Others;
+use super::task::{self, Settled};
 use crate::commands::StartupError;
 use crate::config::{
     DeviceChoice, KvCacheDtype, OverlapChoice, PrefixCachingChoice, ReasoningParser,
@@ -101,7 +102,7 @@ fn load_all(
     memory = memory.with_blocks(ranks.least_blocks(num_blocks)?)?;
     let (room, sampleable_vocab) = (Room::of(&memory), text.vocab_size());
     let runner = ranks.start(Start { room, sampleable_vocab })?;
-    let served = served_model(config, &model, &memory, &text);
+    let served = served_model(config, &model, &memory, &text)?;
     let (names, path) = (served.names.clone(), model.path);
     let device = match num_processes {
         Some(count) => format!("rank 0 of {count} processes: {devices}"),
@@ -117,7 +118,7 @@ fn served_model(
     model: &Opened,
     memory: &MemoryPlan,
     text: &TextStage,
-) -> ServedModel {
+) -> Result<ServedModel, StartupError> {
     let mut eos_token_ids = model.checkpoint.config.eos_token_ids.clone();
     for id in text.eos_token_ids() {
         if !eos_token_ids.contains(id) {
@@ -128,7 +129,7 @@ fn served_model(
         true => vec![model.name.clone()],
         false => config.served_model_names.clone(),
     };
-    ServedModel {
+    Ok(ServedModel {
         names,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
         max_model_len: memory.max_model_len,
@@ -136,8 +137,9 @@ fn served_model(
         eos_token_ids,
         generation: model.checkpoint.generation.clone(),
         tool_format: text.tool_format(),
-        thinking: ThinkingModel::of(&text),
-    }
+        thinking: ThinkingModel::of(text),
+        task: model.task.task(&model.checkpoint.config, text)?,
+    })
 }
 
 /// Runs both at the same time, each on a thread of its own. The first failure is returned at once;
@@ -216,6 +218,7 @@ pub struct Opened {
     pub name: String,
     pub path: PathBuf,
     pub checkpoint: Arc<Checkpoint>,
+    task: Settled,
     ranks: RankShare,
     kv_dtype: DType,
 }
@@ -232,6 +235,7 @@ impl Opened {
         if let Some(template) = &config.text.chat_template {
             checkpoint.chat_template = Some(ChatTemplateSource { template: template.clone() });
         }
+        let task = task::settle(config.task, &found.name, &mut checkpoint.config);
         let world_size = config.compute.tensor_parallel;
         let here = messages.map_or(world_size, |messages| messages.local_size());
         let spec = ShardSpec { rank: 0, world_size };
@@ -241,7 +245,7 @@ impl Opened {
         let ranks = RankShare { world_size, here, kv_heads_each };
         let kv_dtype = kv_dtype(config, &checkpoint);
         let checkpoint = Arc::new(checkpoint);
-        Ok(Opened { name: found.name, path: found.path, checkpoint, ranks, kv_dtype })
+        Ok(Opened { name: found.name, path: found.path, checkpoint, task, ranks, kv_dtype })
     }
 
     /// What a GPU computes the model in.

@@ -248,7 +248,7 @@ fn buffer_bytes(model: &ModelConfig, request: &MemoryRequest) -> Option<u64> {
 mod tests {
     use super::*;
     use models::KvCache;
-    use models::config::{Architecture, RopeConfig};
+    use models::config::{Architecture, Purpose, RopeConfig};
 
     fn model() -> ModelConfig {
         ModelConfig {
@@ -266,6 +266,7 @@ mod tests {
             qkv_bias: true,
             o_bias: false,
             tie_word_embeddings: true,
+            purpose: Purpose::Generation,
             eos_token_ids: vec![],
         }
     }

@@ -35,6 +35,7 @@ impl Runner for CountingRunner {
                 logprobs: None,
             }),
             prompt_logprobs: Vec::new(),
+            pooled: None,
         });
         let output = StepOutput { chunks: chunks.collect() };
         self.last_step.remember(&plan, &output);
@@ -75,6 +76,7 @@ fn request(prompt: &[u32], max_new_tokens: usize) -> Request {
     Request {
         prompt: prompt.iter().copied().map(TokenId).collect(),
         sampling: SamplingParams { max_new_tokens, ..SamplingParams::default() },
+        pooling: None,
         priority: 0,
         cache_salt: CacheSalt::default(),
         constraint: None,

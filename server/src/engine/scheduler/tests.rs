@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engine::plan::{Chunk, ChunkInput, ChunkOutput, LastStep};
+use crate::engine::pooling::{Pooled, Pooling};
 use crate::engine::request::{CacheSalt, SampledToken, SamplingParams, TokenLogprobs};
 use models::TokenId;
 use std::time::Duration;
@@ -26,6 +27,7 @@ fn request(prompt: std::ops::Range<u32>, max_new_tokens: usize) -> Request {
     Request {
         prompt: prompt.map(TokenId).collect(),
         sampling: SamplingParams { max_new_tokens, ..SamplingParams::default() },
+        pooling: None,
         priority: 0,
         cache_salt: CacheSalt::default(),
         constraint: None,
@@ -126,7 +128,23 @@ fn compute(chunk: &Chunk) -> ChunkOutput {
             .iter()
             .flat_map(|score_of| score_of.targets.iter().map(score))
             .collect(),
+        pooled: chunk.pooling.as_ref().map(|_| Pooled::Hidden(vec![1.0])),
     }
+}
+
+#[test]
+fn a_cached_prompt_is_pooled_at_its_last_token() {
+    let mut bench = Bench::new(config());
+    let pooled = || Request { pooling: Some(Pooling::Hidden), ..request(0..20, 0) };
+    bench.add(pooled());
+    assert_eq!(bench.step(), [(0, 16)]);
+    assert_eq!(bench.step(), [(0, 4)]);
+    // All of its blocks are in the cache now, and yet its last token is computed.
+    bench.add(pooled());
+    assert_eq!(bench.step(), [(1, 4)]);
+    let ended = bench.scheduler.stats();
+    assert_eq!((ended.finished_stop, ended.generated_tokens, ended.prefix_hit_tokens), (2, 0, 16));
+    assert!(bench.scheduler.is_idle());
 }
 
 #[test]

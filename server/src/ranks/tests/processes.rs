@@ -231,6 +231,8 @@ fn plans_survive_their_way_and_other_versions_are_refused() {
                 prompt_logprobs: Some(PromptScore { targets: vec![TokenId(2)], top: 5 }),
                 ..chunk(3, &[4])
             },
+            Chunk { pooling: Some(Pooling::Hidden), ..chunk(4, &[4]) },
+            Chunk { pooling: Some(Pooling::logprobs(&[TokenId(2)])), ..chunk(5, &[4]) },
         ],
     };
     let bytes = encode(&Work::Plan(Arc::new(plan.clone())));
