@@ -98,8 +98,8 @@ fn real_request(index: u32) -> Request {
         logprobs: Some(3),
         ..Default::default()
     };
-    let (priority, cache_salt) = (0, Default::default());
-    Request { prompt: prompt.collect(), sampling, priority, cache_salt }
+    let (priority, lane, cache_salt) = (0, Default::default(), Default::default());
+    Request { prompt: prompt.collect(), sampling, priority, lane, cache_salt }
 }
 
 /// Two formats, both kept in this repository.

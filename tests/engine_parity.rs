@@ -52,7 +52,13 @@ fn request_of(case: &Value) -> Request {
     let prompt = ids(&case["ids"]).into_iter().map(TokenId).collect();
     let max_new_tokens = case["greedy16"].as_array().unwrap().len();
     let sampling = SamplingParams { max_new_tokens, ..Default::default() };
-    Request { prompt, sampling, priority: 0, cache_salt: Default::default() }
+    Request {
+        prompt,
+        sampling,
+        priority: 0,
+        lane: Default::default(),
+        cache_salt: Default::default(),
+    }
 }
 
 fn ids(json: &Value) -> Vec<u32> {

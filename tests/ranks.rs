@@ -288,7 +288,13 @@ fn continuations(backends: &[Backend], path: &Path, golden: &Golden) -> Vec<Vec<
             let prompt = case.ids.iter().map(|&id| TokenId(id)).collect();
             let max_new_tokens = case.continuation.len();
             let sampling = SamplingParams { max_new_tokens, ..Default::default() };
-            Request { prompt, sampling, priority: 0, cache_salt: Default::default() }
+            Request {
+                prompt,
+                sampling,
+                priority: 0,
+                lane: Default::default(),
+                cache_salt: Default::default(),
+            }
         })
         .collect();
     let config = EngineConfig {

@@ -6,8 +6,8 @@
 
 use models::TokenId;
 use server::engine::{
-    Engine, EngineConfig, EngineError, Event, FinishReason, Overlap, PolicyKind, PrefixCaching,
-    Request, SamplingParams, SequenceId,
+    Engine, EngineConfig, EngineError, Event, FinishReason, Lane, Overlap, PolicyKind,
+    PrefixCaching, Request, SamplingParams, SequenceId,
 };
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -510,7 +510,8 @@ fn random_request(
         ..SamplingParams::default()
     };
     let priority = random.below(3) as i32;
-    Request { prompt, sampling, priority, cache_salt: salt(salt_index) }
+    let lane = if random.one_in(3) { Lane::Background } else { Lane::Interactive };
+    Request { prompt, sampling, priority, lane, cache_salt: salt(salt_index) }
 }
 
 fn random_tokens(random: &mut Random, num_tokens: u64) -> Vec<TokenId> {

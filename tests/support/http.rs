@@ -7,6 +7,7 @@ use server::engine::{
     PrefixCaching, Runner, RunnerError, SampledToken, SamplingParams, StepOutput, TokenLogprobs,
 };
 use server::http::{AppState, Drained, HttpConfig, ServedModel, Serving, listen, serve};
+use server::jobs::{Jobs, JobsConfig};
 use server::text::{SpecialTokens, TextConfig, TextStage};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -168,6 +169,8 @@ pub struct Setup {
     pub prefix_caching: PrefixCaching,
     pub overlap: Overlap,
     pub loaded: Loaded,
+    /// `None`: no batch jobs.
+    pub jobs: Option<JobsConfig>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,6 +190,7 @@ impl Default for Setup {
             prefix_caching: PrefixCaching::Disabled,
             overlap: Overlap::Enabled,
             loaded: Loaded::Yes,
+            jobs: None,
         }
     }
 }
@@ -204,6 +208,9 @@ impl TestServer {
     pub fn start(setup: Setup) -> Self {
         let state = AppState::new();
         let gate = Arc::new(Gate::default());
+        if let Some(jobs) = &setup.jobs {
+            state.set_jobs(Jobs::open(jobs).expect("a folder of its own"));
+        }
         let engine = match setup.loaded {
             Loaded::Yes => Some(load(&state, &setup, &gate)),
             Loaded::No => None,

@@ -5,6 +5,7 @@ pub mod golden;
 pub mod session;
 pub mod fake_runner;
 pub mod http;
+pub mod jobs;
 pub mod observed;
 pub mod program;
 pub mod random;

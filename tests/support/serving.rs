@@ -5,7 +5,7 @@ use kernels::device::cpu::{CpuDevice, Isa};
 use kernels::{Backend, DType};
 use models::{Checkpoint, TokenId, load_model};
 use server::engine::{
-    CacheSalt, Event, FinishReason, Request, SampledToken, SamplingParams, TokenLogprobs,
+    CacheSalt, Event, FinishReason, Lane, Request, SampledToken, SamplingParams, TokenLogprobs,
 };
 use server::ranks::{CudaGraphs, LoadedGroup, RankConfig, RankGroup, Room, Start};
 use std::path::{Path, PathBuf};
@@ -121,6 +121,7 @@ pub fn random_requests(random: &mut Random, count: usize, prompt_len_max: usize)
             prompt,
             sampling: random_sampling(random),
             priority: random.below(3) as i32,
+            lane: random.pick(&[Lane::Interactive, Lane::Interactive, Lane::Background]),
             cache_salt: CacheSalt::default(),
         });
     }

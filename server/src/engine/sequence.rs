@@ -2,7 +2,9 @@
 
 use super::blocks::{BlockTable, HashChain};
 use super::plan::{Chunk, ChunkInput, PromptScore, SampleStep, SequenceId};
-use super::request::{Event, FinishReason, Request, SampledToken, SamplingParams, TokenLogprobs};
+use super::request::{
+    Event, FinishReason, Lane, Request, SampledToken, SamplingParams, TokenLogprobs,
+};
 use models::TokenId;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ pub struct Sequence {
     id: SequenceId,
     arrival: Instant,
     priority: i32,
+    lane: Lane,
     params: Arc<SamplingParams>,
     prompt_len: usize,
     /// Once it has generated something and is so long, it ends.
@@ -57,6 +60,7 @@ impl Sequence {
             id,
             arrival,
             priority: request.priority,
+            lane: request.lane,
             params: Arc::new(request.sampling),
             prompt_len: request.prompt.len(),
             len_max: len_wished.min(model_len_max),
@@ -80,6 +84,10 @@ impl Sequence {
 
     pub fn priority(&self) -> i32 {
         self.priority
+    }
+
+    pub fn lane(&self) -> Lane {
+        self.lane
     }
 
     pub fn prompt_len(&self) -> usize {

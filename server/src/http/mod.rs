@@ -19,6 +19,10 @@ pub mod fill_in;
 pub mod anthropic;
 pub mod responses;
 pub mod tokenize;
+pub mod files;
+pub mod batches;
+pub mod rows;
+pub mod paging;
 pub mod generation;
 pub mod choice;
 pub mod wire;
@@ -33,5 +37,6 @@ mod tests;
 
 pub use auth::PUBLIC_ROUTES;
 pub use limits::{HttpConfig, UnknownFields};
+pub use rows::{RowRouter, name_of_result};
 pub use server::{Drained, listen, serve};
 pub use state::{AppState, ServedModel, Serving};

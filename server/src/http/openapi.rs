@@ -1,5 +1,7 @@
 //! GET /openapi.json: made from the same tables that requests are read by.
 
+mod jobs;
+
 use super::fields::Field;
 use super::limits::HttpConfig;
 use super::router::ROUTES;
@@ -18,8 +20,8 @@ pub fn document(config: &HttpConfig) -> Value {
     let mut paths = Map::new();
     for (method, path) in ROUTES {
         let methods = paths.entry(*path).or_insert_with(|| json!({}));
-        methods[*method] = operation(path, config);
-        if *method == "delete" {
+        methods[*method] = operation(method, path, config);
+        if (*method, *path) == ("delete", "/v1/responses/{id}") {
             methods[*method]["operationId"] = "deleteResponse".into();
             methods[*method]["summary"] = "Forget a response".into();
         }
@@ -44,7 +46,7 @@ pub fn document(config: &HttpConfig) -> Value {
     document
 }
 
-fn operation(path: &str, config: &HttpConfig) -> Value {
+fn operation(method: &str, path: &str, config: &HttpConfig) -> Value {
     let mut operation = match path {
         "/v1/chat/completions" => generate(
             "createChatCompletion",
@@ -87,12 +89,13 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
                 json!({"text/plain": {"schema": {"type": "string"}}});
             operation
         }
-        other => unreachable!("{other} is described"),
+        other => jobs::operation(method, other)
+            .unwrap_or_else(|| unreachable!("{method} {other} is described")),
     };
     if path.contains("{id}") {
         let (description, missing) = match path.starts_with("/v1/models") {
             true => ("A name from /v1/models; it may contain slashes.", "No such model"),
-            false => ("The id of a response.", "No such response"),
+            false => jobs::id_of(path).unwrap_or(("The id of a response.", "No such response")),
         };
         operation["parameters"] = json!([{
             "name": "id", "in": "path", "required": true, "description": description,
@@ -174,7 +177,7 @@ fn schemas(config: &HttpConfig) -> Value {
         "id": text, "object": {"const": "model"}, "created": integer, "owned_by": text,
         "max_model_len": integer,
     });
-    json!({
+    let mut schemas = json!({
         "ChatCompletionRequest": chat,
         "CompletionRequest": completion,
         "TokenizeRequest": tokenize,
@@ -214,7 +217,11 @@ fn schemas(config: &HttpConfig) -> Value {
             "param": {"type": ["string", "null"]},
             "code": text,
         }))})),
-    })
+    });
+    if let (Value::Object(all), Value::Object(more)) = (&mut schemas, jobs::schemas(config)) {
+        all.extend(more);
+    }
+    schemas
 }
 
 /// Only `role` and `content` are always there.

@@ -2,9 +2,11 @@
 
 use super::anthropic::{count_tokens, messages};
 use super::auth::{authenticate, refuse};
+use super::batches::{self, get_batch, list_batches};
 use super::chat_completions::chat_completions;
 use super::completions::completions;
 use super::error::{RejectionReason, RequestError, excerpt};
+use super::files::{delete_file, file_content, get_file, list_files, upload};
 use super::health::{health, ping, version};
 use super::limits::REQUEST_ID_BYTES_MAX;
 use super::metrics_endpoint::metrics;
@@ -33,6 +35,15 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("get", "/v1/responses/{id}"),
     ("delete", "/v1/responses/{id}"),
     ("post", "/v1/responses/{id}/cancel"),
+    ("post", "/v1/files"),
+    ("get", "/v1/files"),
+    ("get", "/v1/files/{id}"),
+    ("delete", "/v1/files/{id}"),
+    ("get", "/v1/files/{id}/content"),
+    ("post", "/v1/batches"),
+    ("get", "/v1/batches"),
+    ("get", "/v1/batches/{id}"),
+    ("post", "/v1/batches/{id}/cancel"),
     ("post", "/tokenize"),
     ("post", "/detokenize"),
     ("get", "/v1/models"),
@@ -45,6 +56,20 @@ pub const ROUTES: &[(&str, &str)] = &[
 ];
 
 pub fn router(context: Context) -> Router {
+    routes()
+        .layer(from_fn_with_state(context.clone(), check_headers))
+        .layer(from_fn_with_state(context.clone(), authenticate))
+        .layer(from_fn_with_state(context.clone(), count_answers))
+        .layer(from_fn(name_request))
+        .with_state(context)
+}
+
+/// For the rows of batch jobs, which carry their `Client` already.
+pub fn row_router(context: Context) -> Router {
+    routes().layer(from_fn(name_request)).with_state(context)
+}
+
+fn routes() -> Router<Context> {
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(completions))
@@ -53,6 +78,12 @@ pub fn router(context: Context) -> Router {
         .route("/v1/responses", post(responses::create))
         .route("/v1/responses/{id}", get(responses::get).delete(responses::delete))
         .route("/v1/responses/{id}/cancel", post(responses::cancel))
+        .route("/v1/files", post(upload).get(list_files))
+        .route("/v1/files/{id}", get(get_file).delete(delete_file))
+        .route("/v1/files/{id}/content", get(file_content))
+        .route("/v1/batches", post(batches::create).get(list_batches))
+        .route("/v1/batches/{id}", get(get_batch))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/v1/models", get(list_models))
@@ -64,11 +95,6 @@ pub fn router(context: Context) -> Router {
         .route("/ping", get(ping))
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(context.clone(), check_headers))
-        .layer(from_fn_with_state(context.clone(), authenticate))
-        .layer(from_fn_with_state(context.clone(), count_answers))
-        .layer(from_fn(name_request))
-        .with_state(context)
 }
 
 /// Every answer names its request: by the client's own id, else by one of ours.

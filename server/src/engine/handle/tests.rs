@@ -76,6 +76,7 @@ fn request(prompt: &[u32], max_new_tokens: usize) -> Request {
         prompt: prompt.iter().copied().map(TokenId).collect(),
         sampling: SamplingParams { max_new_tokens, ..SamplingParams::default() },
         priority: 0,
+        lane: Lane::Interactive,
         cache_salt: CacheSalt::default(),
     }
 }
