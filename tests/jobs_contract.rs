@@ -253,8 +253,7 @@ fn files_are_kept_byte_for_byte_listed_and_deleted() {
 #[test]
 fn what_cannot_be_kept_is_refused_by_name() {
     let bench = Bench::new();
-    let limits =
-        JobsLimits { file_bytes_max: 100, files_max: 2, batches_max: 2, ..JobsLimits::default() };
+    let limits = JobsLimits { file_bytes_max: 100, files_max: 2, ..JobsLimits::default() };
     let server = bench.start_with(limits, Setup::default());
     let client = client(&server);
     let form = |parts: &[(&str, &[u8])]| client.send_form(parts);
@@ -278,9 +277,18 @@ fn what_cannot_be_kept_is_refused_by_name() {
     check_error(&client.send(broken.as_bytes()), 400, "invalid_body", &["form"]);
     // Nothing of all this was kept.
     server.wait_for_metric("monsoon_job_files", 0.0);
-    let id = client.upload(b"");
+    client.upload(b"");
     client.upload(b"");
     check_error(&form(&[batch, file]), 429, "too_many_files", &["2"]);
+}
+
+#[test]
+fn what_a_batch_cannot_be_is_refused_by_name() {
+    let bench = Bench::new();
+    let limits = JobsLimits { batches_max: 2, ..JobsLimits::default() };
+    let server = bench.start_with(limits, Setup::default());
+    let client = client(&server);
+    let id = client.upload(b"");
     for query in ["limit=0", "limit=x", "limit=10001", "order=up"] {
         let answer = client.get(&format!("/v1/files?{query}"));
         check_error(&answer, 400, "invalid_value", &[&query[..5]]);

@@ -37,7 +37,9 @@ pub async fn run(config: BatchConfig) -> Result<(), CommandError> {
         rows_in_flight_max: config.rows_in_flight_max,
     };
     let prepared = tokio::select! {
-        prepared = job.prepare(&*rows, name_of_result) => prepared?,
+        prepared = job.prepare(&*rows, name_of_result) => {
+            prepared.map_err(StartupError::Batch)?
+        }
         () = signals.next() => return Err(CommandError::BatchStopped),
     };
     let begun = prepared.counts;
@@ -80,7 +82,7 @@ async fn load_and_answer(
             return Err(CommandError::BatchStopped);
         }
     };
-    Ok(answered?)
+    answered.map_err(CommandError::Batch)
 }
 
 /// A bar in a terminal, a line now and then elsewhere.

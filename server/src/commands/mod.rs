@@ -98,15 +98,6 @@ pub enum StartupError {
     LoaderPanicked,
 }
 
-impl From<OfflineError> for CommandError {
-    fn from(error: OfflineError) -> CommandError {
-        match error {
-            OfflineError::Jobs(_) | OfflineError::Io { .. } => CommandError::Batch(error),
-            wrong => StartupError::Batch(wrong).into(),
-        }
-    }
-}
-
 impl StartupError {
     fn watch_thread(source: std::io::Error) -> StartupError {
         StartupError::Io { path: "thread that watches the other processes".into(), source }

@@ -31,8 +31,8 @@ pub struct JobsArgs {
     /// Most bytes of all files kept; further files are answered 429
     #[arg(long, value_name = "BYTES", default_value = "64GiB", value_parser = parse_bytes)]
     pub max_files_bytes: u64,
-    /// Most batch jobs kept: beyond it the oldest ended ones are forgotten, and where none has ended
-    /// new ones are answered 429
+    /// Most batch jobs kept: beyond it the oldest ended ones are forgotten, and where none has
+    /// ended new ones are answered 429
     #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub max_batches: u64,

@@ -1,11 +1,14 @@
 //! The engine as its clients see it: admission, submission, event streams, health.
 
+mod rejections;
+
 use super::event_queue::{EventQueue, EventSender};
 use super::plan::SequenceId;
 use super::request::{Event, Lane, Rejected, Request};
 use super::scheduler::EngineConfig;
 use super::stats::EngineStats;
 use futures_util::Stream;
+use rejections::Rejections;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -224,15 +227,6 @@ enum Phase {
     Draining,
     Drained,
     Lost(String),
-}
-
-#[derive(Default)]
-struct Rejections {
-    queue_full: u64,
-    too_many_tokens: u64,
-    shutting_down: u64,
-    engine_stopped: u64,
-    never_fits: u64,
 }
 
 /// Lives as long as there is a handle.
@@ -484,18 +478,6 @@ impl Door {
             waiting.requests -= places;
             waiting.tokens -= tokens;
         }
-    }
-}
-
-impl Rejections {
-    fn count(&mut self, rejected: &Rejected) {
-        let counter = match rejected {
-            Rejected::QueueFull { .. } => &mut self.queue_full,
-            Rejected::TooManyTokens { .. } => &mut self.too_many_tokens,
-            Rejected::ShuttingDown => &mut self.shutting_down,
-            Rejected::EngineStopped => &mut self.engine_stopped,
-        };
-        *counter += 1;
     }
 }
 

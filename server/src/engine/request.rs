@@ -10,8 +10,8 @@ pub const TOP_LOGPROBS_MAX: usize = 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct CacheSalt(pub [u8; 32]);
 
-/// Who waits for the answer. What runs in the background makes way for the rest, whatever the policy
-/// says, and has places of its own in the waiting queue, so that it crowds nobody out.
+/// Who waits for the answer. What runs in the background makes way for the rest, whatever the
+/// policy says, and has places of its own in the waiting queue, so that it crowds nobody out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Lane {
     /// A client that is there.

@@ -8,11 +8,13 @@ use super::runner::Overlap;
 use super::sequence::Sequence;
 use super::stats::EngineStats;
 use background::{Background, part_of};
+use room::Room;
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::time::Instant;
 
 mod background;
+mod room;
 
 /// The engine's limits, checked by whoever made them (see `assert_valid`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,15 +87,6 @@ pub struct Scheduler {
     /// Plans that are not committed yet.
     num_under_way: usize,
     stats: EngineStats,
-}
-
-/// What is left of the plan being made.
-struct Room {
-    tokens: usize,
-    /// Tokens of those that the background may have.
-    background: usize,
-    /// Sequences that may still be let in.
-    seqs: usize,
 }
 
 /// How far a sequence was when it was aborted.
@@ -476,25 +469,6 @@ impl Scheduler {
         match reason {
             FinishReason::Stop => self.stats.finished_stop += 1,
             FinishReason::Length => self.stats.finished_length += 1,
-        }
-    }
-}
-
-impl Room {
-    fn tokens_of(&self, lane: Lane) -> usize {
-        match lane {
-            Lane::Interactive => self.tokens,
-            Lane::Background => self.tokens.min(self.background),
-        }
-    }
-
-    /// As much of the sequence as there are tokens.
-    fn plan_rest(&mut self, sequence: &mut Sequence, step: u64) {
-        let num_tokens = sequence.num_remaining().min(self.tokens_of(sequence.lane()));
-        sequence.plan(step, num_tokens);
-        self.tokens -= num_tokens;
-        if sequence.lane() == Lane::Background {
-            self.background -= num_tokens;
         }
     }
 }

@@ -193,7 +193,8 @@ impl Whole {
     }
 }
 
-/// Reserves places in the context's lane before anything is rendered. `prompt_tokens_estimate` is over all sequences.
+/// Reserves places in the context's lane before anything is rendered. `prompt_tokens_estimate` is
+/// over all sequences.
 ///
 /// Errors: 429 with `Retry-After`, or 503 when the server is ending.
 pub fn admit(

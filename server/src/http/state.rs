@@ -52,6 +52,9 @@ impl AppState {
     pub fn set_serving(&self, serving: Serving) {
         assert!(!serving.model.names.is_empty(), "a served model has a name");
         assert!(self.serving.set(serving).is_ok(), "a model is loaded once");
+        if let Some(jobs) = self.jobs.get() {
+            jobs.look_again();
+        }
     }
 
     pub fn serving(&self) -> Option<&Serving> {

@@ -170,8 +170,8 @@ pub fn create(
         return Ok(Err(Refused::TooManyBatches { batches, batches_max }));
     }
     transaction.execute(
-        "INSERT INTO batches (id, owner, endpoint, input_file_id, completion_window, model, metadata,
-            output_expires_after, status, created_at, expires_at)
+        "INSERT INTO batches (id, owner, endpoint, input_file_id, completion_window, model,
+            metadata, output_expires_after, status, created_at, expires_at)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'validating', ?9, ?10)",
         params![
             new.id,
@@ -317,7 +317,8 @@ pub fn end(
             completed_at = iif(status = 'finalizing' AND NOT is_expired, ?6, NULL),
             expired_at = iif(is_expired, ?6, NULL),
             cancelled_at = iif(status = 'cancelling', ?6, NULL),
-            status = iif(status = 'cancelling', 'cancelled', iif(is_expired, 'expired', 'completed'))
+            status = iif(status = 'cancelling', 'cancelled',
+                iif(is_expired, 'expired', 'completed'))
          WHERE seq = ?1 AND status IN ('finalizing', 'cancelling')",
         params![
             seq,

@@ -67,8 +67,8 @@ pub struct Prepared {
 }
 
 impl OfflineJob {
-    /// Validates the input and takes up the results of an earlier run, a line cut short at their end
-    /// taken back. `name_of` gives the custom_id of a result.
+    /// Validates the input and takes up the results of an earlier run, a line cut short at their
+    /// end taken back. `name_of` gives the custom_id of a result.
     ///
     /// Errors: all but `Jobs` are for whoever started it to mend.
     pub async fn prepare<R: Rows>(

@@ -113,7 +113,7 @@ impl<R: Rows> Crew<R> {
         match result {
             Ok(()) => drop(self.in_trouble.remove(&seq)),
             Err(error) => {
-                tracing::warn!(%error, job = seq, "a batch job met trouble and will be tried again");
+                tracing::warn!(%error, job = seq, "a batch job met trouble, and rests");
                 self.in_trouble.insert(seq, Instant::now() + TROUBLE_PAUSE);
             }
         }

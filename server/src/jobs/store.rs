@@ -98,6 +98,11 @@ impl Jobs {
         &self.shared.limits
     }
 
+    /// Jobs that could not go on may be able to now.
+    pub fn look_again(&self) {
+        self.shared.tell();
+    }
+
     /// Begins a file; `id` is new.
     ///
     /// Errors: too many files, bytes or uploads; the database.

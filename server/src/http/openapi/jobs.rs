@@ -75,13 +75,16 @@ fn upload() -> Value {
 }
 
 fn page_parameters(limit_max: usize) -> Value {
-    let parameter = |name: &str, schema: Value, description: &str| json!({"name": name, "in": "query", "schema": schema, "description": description});
     let limit = json!({"type": "integer", "minimum": 1, "maximum": limit_max});
     json!([
         parameter("after", json!({"type": "string"}), "The last id of the page before."),
         parameter("limit", limit, "Most entries of the page."),
         parameter("order", json!({"enum": ["asc", "desc"]}), "By when they were made."),
     ])
+}
+
+fn parameter(name: &str, schema: Value, doc: &str) -> Value {
+    json!({"name": name, "in": "query", "schema": schema, "description": doc})
 }
 
 /// By name.
