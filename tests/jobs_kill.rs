@@ -82,38 +82,45 @@ fn a_server_that_is_killed_again_and_again_loses_no_row_and_doubles_none() {
     println!("seed {random}");
     let client = |program: &Program| JobsClient { address: program.address(), key: None };
     let mut program = Program::start(&mut serve(folder.path()));
-    let id = client(&program).start(&lines(NUM_ANSWERED, NUM_FAILED));
-    let mut num_done = 0;
-    let mut num_ended = 0;
+    let lines = lines(NUM_ANSWERED, NUM_FAILED);
+    let mut jobs = vec![client(&program).start(&lines)];
+    let (mut num_done, mut num_in_work) = (0, 0);
     for kill in 0..NUM_KILLS {
         let life_ms = next(&mut random) % LIFE_MS_MAX;
         std::thread::sleep(Duration::from_millis(life_ms));
-        let batch = client(&program).batch(&id);
+        let batch = client(&program).batch(jobs.last().expect("a job"));
+        drop(program);
         // What was committed stays so.
         let count = |name: &str| batch["request_counts"][name].as_u64().expect("a count");
         let (status, done) = (&batch["status"], count("completed") + count("failed"));
         println!("kill {kill} after {life_ms} ms: {status}, {done} rows are done");
         assert!(done >= num_done, "{batch}");
         num_done = done;
-        num_ended += usize::from(batch["status"] == "completed");
-        drop(program);
         program = Program::start(&mut serve(folder.path()));
+        if status == "completed" {
+            jobs.push(client(&program).start(&lines));
+            num_done = 0;
+        } else {
+            num_in_work += 1;
+        }
     }
-    assert!(num_ended < NUM_KILLS / 2, "the job had ended before most kills: it is too short");
+    assert!(num_in_work >= NUM_KILLS / 2, "most kills hit a job that had ended: it is too short");
     let client = client(&program);
-    let done = client.wait_for_status(&id, "completed");
-    let total = NUM_ANSWERED + NUM_FAILED;
-    let counts = json!({"total": total, "completed": NUM_ANSWERED, "failed": NUM_FAILED});
-    assert_eq!(done["request_counts"], counts);
-    check(&client.results(&done["output_file_id"]), &client.results(&done["error_file_id"]));
-    // Three files, and nothing that a process left behind.
+    for id in &jobs {
+        let done = client.wait_for_status(id, "completed");
+        let total = NUM_ANSWERED + NUM_FAILED;
+        let counts = json!({"total": total, "completed": NUM_ANSWERED, "failed": NUM_FAILED});
+        assert_eq!(done["request_counts"], counts);
+        check(&client.results(&done["output_file_id"]), &client.results(&done["error_file_id"]));
+    }
+    // Three files of each job, and nothing that a process left behind.
+    let num_files = 3 * jobs.len();
     let listed = client.get("/v1/files").json()["data"].as_array().map(Vec::len);
     let on_disk = std::fs::read_dir(folder.path().join("jobs/files")).expect("the folder");
-    let whole = on_disk.filter(|entry| {
-        let name = entry.as_ref().expect("an entry").file_name();
-        !name.to_string_lossy().contains('#')
-    });
-    assert_eq!((listed, whole.count()), (Some(3), 3));
+    let names = on_disk.map(|entry| entry.expect("an entry").file_name());
+    // What was being written is marked so.
+    let whole = names.filter(|name| !name.to_string_lossy().contains('#')).count();
+    assert_eq!((listed, whole), (Some(num_files), num_files));
 }
 
 fn batch(folder: &Path, input: &str) -> Command {

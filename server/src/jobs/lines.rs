@@ -4,10 +4,11 @@ use super::JobsError;
 use super::bytes::ByteStream;
 use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
+use futures_util::stream::Fuse;
 
 /// Reads lines. Empty ones, and such of white space alone, are counted and passed over.
 pub struct Lines {
-    stream: ByteStream,
+    stream: Fuse<ByteStream>,
     rest: Bytes,
     line_bytes_max: usize,
     /// Of the line that was read last.
@@ -24,7 +25,7 @@ pub struct Line {
 
 impl Lines {
     pub fn new(stream: ByteStream, line_bytes_max: usize) -> Lines {
-        Lines { stream, rest: Bytes::new(), line_bytes_max, number: 0 }
+        Lines { stream: stream.fuse(), rest: Bytes::new(), line_bytes_max, number: 0 }
     }
 
     /// The next line; `None` at the end of the file.
