@@ -21,7 +21,9 @@ fn run_clients(url: &str) -> Result<()> {
 pub fn run() -> Result<()> {
     process::run(cargo(&["build"]).args(process::MONSOON).args(mpi::features()))?;
     let mut command = Command::new(target_dir().join("debug/monsoon"));
-    let server = Server::start(command.args(["serve", "--log-level", "warn"]))?;
+    let jobs = target_dir().join("clients-jobs");
+    let command = command.args(["serve", "--log-level", "warn", "--jobs-dir"]).arg(jobs);
+    let server = Server::start(command)?;
     run_clients(&server.url)
 }
 

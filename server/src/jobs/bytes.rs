@@ -35,7 +35,13 @@ impl ByteStore {
     /// own tools read.
     pub fn open(config: &JobsConfig) -> Result<ByteStore, JobsStartError> {
         match &config.store {
-            None => ByteStore::in_folder(&config.folder.join(FOLDER)),
+            None => {
+                let folder = config.folder.join(FOLDER);
+                let store = ByteStore::in_folder(&folder)?;
+                remove_pieces(&folder)
+                    .map_err(|source| JobsStartError::Io { path: folder, source })?;
+                Ok(store)
+            }
             Some(url) => ByteStore::at(url),
         }
     }
@@ -102,6 +108,18 @@ impl ByteStore {
     fn path(&self, id: &str) -> Path {
         self.prefix.clone().join(id)
     }
+}
+
+/// What a process had written of files when it ended: the store marks it with a `#`. Nobody else
+/// writes into a folder of our own.
+fn remove_pieces(folder: &std::path::Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().contains('#') {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 impl ByteWriter {

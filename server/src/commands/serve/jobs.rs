@@ -41,7 +41,8 @@ fn jobs_config(config: &ServeConfig, folder: &Path) -> JobsConfig {
             files_max: jobs.files_max,
             files_bytes_max: jobs.files_bytes_max,
             batches_max: jobs.batches_max,
-            rows_in_flight_max: jobs.rows_in_flight_max,
+            // More would only be refused, and try again.
+            rows_in_flight_max: jobs.rows_in_flight_max.min(config.limits.waiting_requests_max),
         },
         clock: Clock::default(),
     }
