@@ -121,7 +121,7 @@ pub fn random_requests(random: &mut Random, count: usize, prompt_len_max: usize)
             prompt,
             sampling: random_sampling(random),
             priority: random.below(3) as i32,
-            lane: random.pick(&[Lane::Interactive, Lane::Interactive, Lane::Background]),
+            lane: Lane::Interactive,
             cache_salt: CacheSalt::default(),
         });
     }
