@@ -98,8 +98,15 @@ fn real_request(index: u32) -> Request {
         logprobs: Some(3),
         ..Default::default()
     };
-    let (priority, cache_salt) = (0, Default::default());
-    Request { prompt: prompt.collect(), sampling, pooling: None, priority, cache_salt }
+    Request {
+        prompt: prompt.collect(),
+        sampling,
+        pooling: None,
+        priority: 0,
+        lane: Default::default(),
+        cache_salt: Default::default(),
+        constraint: None,
+    }
 }
 
 /// Two formats, both kept in this repository.

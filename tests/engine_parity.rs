@@ -57,6 +57,7 @@ fn request_of(case: &Value) -> Request {
         sampling,
         pooling: None,
         priority: 0,
+        lane: Default::default(),
         cache_salt: Default::default(),
         constraint: None,
     }

@@ -293,6 +293,7 @@ fn continuations(backends: &[Backend], path: &Path, golden: &Golden) -> Vec<Vec<
                 sampling,
                 pooling: None,
                 priority: 0,
+                lane: Default::default(),
                 cache_salt: Default::default(),
                 constraint: None,
             }

@@ -6,8 +6,8 @@
 
 use models::TokenId;
 use server::engine::{
-    ConstraintSource, Engine, EngineConfig, EngineError, Event, FinishReason, Overlap, PolicyKind,
-    Pooling, PrefixCaching, Request, SamplingParams, SequenceId,
+    ConstraintSource, Engine, EngineConfig, EngineError, Event, FinishReason, Lane, Overlap,
+    PolicyKind, Pooling, PrefixCaching, Request, SamplingParams, SequenceId,
 };
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -539,9 +539,11 @@ fn random_request(
         ..SamplingParams::default()
     };
     let priority = random.below(3) as i32;
+    let lane = if random.one_in(3) { Lane::Background } else { Lane::Interactive };
     let is_constrained = pooling.is_none() && random.one_in(3);
     let constraint = is_constrained.then(|| random_constraint(random));
-    Request { prompt, sampling, pooling, priority, cache_salt: salt(salt_index), constraint }
+    let cache_salt = salt(salt_index);
+    Request { prompt, sampling, pooling, priority, lane, cache_salt, constraint }
 }
 
 fn random_constraint(random: &mut Random) -> Arc<dyn ConstraintSource> {

@@ -216,17 +216,18 @@ fn safety_notes(source: &Source) -> Vec<String> {
     found.map(|l| format!("the unsafe in line {l} has no SAFETY note")).collect()
 }
 
-/// Which folders of `server` a file may name: `http -> text, engine`, `ranks -> engine`; only main
-/// and commands join them.
+/// Which folders of `server` a file may name: `http -> text, engine, jobs`, `ranks -> engine`; only
+/// main and commands join them.
 fn arrows(source: &Source) -> Vec<String> {
     let Some(inside) = source.path.strip_prefix("server/src/") else { return Vec::new() };
     let allowed: &[&str] = match inside.split('/').next().unwrap_or_default() {
-        "http" => &["http", "text", "engine", "metrics"],
+        "http" => &["http", "text", "engine", "jobs", "metrics"],
+        "jobs" => &["jobs"],
         "ranks" => &["ranks", "engine"],
         "text" => &["text"],
         "engine" => &["engine"],
         "hub" => &["hub"],
-        "metrics.rs" => &["metrics", "engine"],
+        "metrics.rs" => &["metrics", "engine", "jobs"],
         _ => return Vec::new(),
     };
     let rooms = ["http", "text", "engine", "ranks", "jobs", "hub", "commands", "config", "metrics"];

@@ -27,10 +27,14 @@ fn run_clients(urls: &[&str]) -> Result<()> {
 
 pub fn run() -> Result<()> {
     process::run(cargo(&["build"]).args(process::MONSOON).args(mpi::features()))?;
+    let jobs = target_dir().join("clients-jobs");
     let serve = |model: Option<&str>| {
         let mut command = Command::new(target_dir().join("debug/monsoon"));
         command.args(["serve", "--log-level", "warn"]);
-        command.args(model.map(|model| root().join("tests/data/models").join(model)));
+        match model {
+            Some(model) => command.arg(root().join("tests/data/models").join(model)),
+            None => command.arg("--jobs-dir").arg(&jobs),
+        };
         Server::start(&mut command)
     };
     let generator = serve(None)?;

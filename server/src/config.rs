@@ -6,6 +6,7 @@
 //! checks them all with the same parsers.
 
 pub mod args;
+pub mod jobs;
 pub mod layers;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ pub use args::{
     CpuPin, DeviceChoice, Endpoint, GpuTrial, KvCacheDtype, LogFormat, LogLevel, MatmulChoice,
     OverlapChoice, ReasoningParser, SchedulingPolicy, TaskChoice, ToolCallParser,
 };
+pub use jobs::{BatchConfig, JobsFolder, JobsSlice};
 
 /// Most API keys one server checks; each costs one comparison a request.
 pub const API_KEYS_MAX: usize = 1024;
@@ -56,6 +58,7 @@ pub enum Command {
     Serve(Box<ServeConfig>),
     Chat(ChatConfig),
     Bench(Box<BenchConfig>),
+    Batch(Box<BatchConfig>),
     Pull(PullConfig),
     Doctor(DoctorConfig),
 }
@@ -72,6 +75,7 @@ pub struct ServeConfig {
     pub cache: CacheConfig,
     pub limits: LimitsConfig,
     pub text: TextSlice,
+    pub jobs: JobsSlice,
     pub hub: HubConfig,
     pub log: LogConfig,
 }
@@ -224,6 +228,7 @@ pub fn parse(
         CommandArgs::Serve(args) => Command::Serve(Box::new(check_serve(*args, env)?)),
         CommandArgs::Chat(args) => Command::Chat(check_chat(args)?),
         CommandArgs::Bench(args) => Command::Bench(Box::new(check_bench(*args)?)),
+        CommandArgs::Batch(args) => Command::Batch(Box::new(BatchConfig::check(*args, env)?)),
         CommandArgs::Pull(args) => {
             Command::Pull(PullConfig { model: args.model, hub: check_hub(args.hub, env)? })
         }
@@ -316,6 +321,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
             overlap: args.overlap,
         },
         text,
+        jobs: JobsSlice::check(args.jobs, args.max_num_seqs, env)?,
         hub: check_hub(args.hub, env)?,
         log: LogConfig { level: args.log_level, format: args.log_format },
     })

@@ -10,4 +10,5 @@ pub mod units;
 pub mod http;
 pub mod text;
 pub mod engine;
+pub mod jobs;
 pub mod ranks;

@@ -2,7 +2,7 @@
 //! 1 failed while running, 2 the operator must act (a flag, a file, a model).
 
 use server::commands::serve::processes::{self, Place};
-use server::commands::{CommandError, StartupError, bench, chat, doctor, pull, serve};
+use server::commands::{CommandError, StartupError, batch, bench, chat, doctor, pull, serve};
 use server::config::{self, Command, ConfigError, Environment, ServeConfig};
 use std::process::ExitCode;
 
@@ -26,6 +26,7 @@ fn run(env: &Environment) -> anyhow::Result<()> {
         Command::Serve(config) => run_serve(*config, env)?,
         Command::Chat(config) => run_async(chat::run(config))?,
         Command::Bench(config) => run_async(bench::run(*config))?,
+        Command::Batch(config) => run_async(batch::run(*config))?,
         Command::Pull(config) => pull::run(config)?,
         Command::Doctor(config) => doctor::run(config, env)?,
     }

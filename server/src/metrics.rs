@@ -3,7 +3,9 @@
 //! What the engine counts is read from it at each scrape; what only the HTTP side can know (times
 //! as the client sees them, status codes) is counted here.
 
-use crate::engine::{EngineStats, STEP_TOKENS_BOUNDS};
+use crate::engine::{EngineStats, Lane, STEP_TOKENS_BOUNDS};
+use crate::jobs::Status;
+use crate::jobs::store::JobsStats;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -14,7 +16,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const PREFIX: &str = "monsoon";
 
@@ -141,9 +143,11 @@ impl Metrics {
         self.params_n.observe(num_choices as f64);
     }
 
-    /// Follows one sequence, from when its request arrived.
+    /// Follows one sequence, from when its request arrived. Of one in the background nobody feels
+    /// the times, so they are not counted.
     pub fn sequence(
         &self,
+        lane: Lane,
         arrived: Instant,
         prompt_tokens: usize,
         max_new_tokens: usize,
@@ -151,6 +155,7 @@ impl Metrics {
         self.params_max_tokens.observe(max_new_tokens as f64);
         SequenceTimer {
             metrics: self.clone(),
+            lane,
             arrived,
             submitted: Instant::now(),
             started: None,
@@ -163,11 +168,19 @@ impl Metrics {
     }
 
     /// All metrics in the OpenMetrics text format.
-    pub fn encode_open_metrics(&self, engine: Option<&EngineStats>) -> String {
+    pub fn encode_open_metrics(
+        &self,
+        engine: Option<&EngineStats>,
+        jobs: Option<&JobsStats>,
+    ) -> String {
         let mut text = String::new();
         let written = encode_registry(&mut text, &self.registry)
             .and_then(|()| match engine {
                 Some(stats) => encode_registry(&mut text, &engine_registry(stats)),
+                None => Ok(()),
+            })
+            .and_then(|()| match jobs {
+                Some(stats) => encode_registry(&mut text, &jobs_registry(stats)),
                 None => Ok(()),
             })
             .and_then(|()| encode_eof(&mut text));
@@ -176,14 +189,19 @@ impl Metrics {
     }
 
     /// All metrics in the older Prometheus text format, version 0.0.4.
-    pub fn encode_prometheus(&self, engine: Option<&EngineStats>) -> String {
-        to_prometheus(&self.encode_open_metrics(engine))
+    pub fn encode_prometheus(
+        &self,
+        engine: Option<&EngineStats>,
+        jobs: Option<&JobsStats>,
+    ) -> String {
+        to_prometheus(&self.encode_open_metrics(engine, jobs))
     }
 }
 
 /// Times of one sequence as its client sees them; recorded when dropped.
 pub struct SequenceTimer {
     metrics: Metrics,
+    lane: Lane,
     arrived: Instant,
     submitted: Instant,
     started: Option<Instant>,
@@ -198,16 +216,16 @@ impl SequenceTimer {
     pub fn started(&mut self) {
         let now = Instant::now();
         self.started = Some(now);
-        self.metrics.queue.observe((now - self.submitted).as_secs_f64());
+        self.observe(&self.metrics.queue, now - self.submitted);
     }
 
     pub fn token(&mut self) {
         let now = Instant::now();
         match self.last_token {
-            Some(last) => self.metrics.inter_token_latency.observe((now - last).as_secs_f64()),
+            Some(last) => self.observe(&self.metrics.inter_token_latency, now - last),
             None => {
                 self.first_token = Some(now);
-                self.metrics.time_to_first_token.observe((now - self.arrived).as_secs_f64());
+                self.observe(&self.metrics.time_to_first_token, now - self.arrived);
             }
         }
         self.last_token = Some(now);
@@ -217,6 +235,12 @@ impl SequenceTimer {
     /// How the sequence ended: `stop`, `length` or `error`. Without it: `abort`.
     pub fn ended(&mut self, outcome: &'static str) {
         self.outcome = outcome;
+    }
+
+    fn observe(&self, histogram: &Histogram, time: Duration) {
+        if self.lane == Lane::Interactive {
+            histogram.observe(time.as_secs_f64());
+        }
     }
 }
 
@@ -228,15 +252,15 @@ impl Drop for SequenceTimer {
             return;
         }
         let now = Instant::now();
-        metrics.end_to_end.observe((now - self.arrived).as_secs_f64());
+        self.observe(&metrics.end_to_end, now - self.arrived);
         metrics.prompt_tokens.observe(self.prompt_tokens as f64);
         metrics.generation_tokens.observe(self.generated_tokens as f64);
         let last = self.last_token.unwrap_or(now);
         if let Some(started) = self.started {
-            metrics.inference.observe((last - started).as_secs_f64());
+            self.observe(&metrics.inference, last - started);
             if let Some(first) = self.first_token {
-                metrics.prefill.observe((first - started).as_secs_f64());
-                metrics.decode.observe((last - first).as_secs_f64());
+                self.observe(&metrics.prefill, first - started);
+                self.observe(&metrics.decode, last - first);
             }
         }
     }
@@ -259,6 +283,32 @@ fn engine_registry(stats: &EngineStats) -> Registry {
         "Tokens computed in a step of the engine",
         StepTokens { buckets: stats.step_tokens_buckets, sum: stats.computed_tokens },
     );
+    registry
+}
+
+/// The numbers of files and batch jobs of this moment.
+fn jobs_registry(stats: &JobsStats) -> Registry {
+    let mut registry = Registry::with_prefix(PREFIX);
+    let by_status = Family::<Vec<Label>, prometheus_client::metrics::gauge::Gauge>::default();
+    for status in Status::ALL {
+        let found = stats.by_status.iter().find(|(found, _)| *found == status);
+        let count = found.map_or(0, |(_, count)| *count as i64);
+        by_status.get_or_create(&vec![("status", status.name().to_owned())]).set(count);
+    }
+    registry.register("jobs", "Batch jobs kept, by state", by_status);
+    let rows = LabelledCounter::default();
+    for (result, count) in [("answered", stats.rows_answered), ("failed", stats.rows_failed)] {
+        rows.get_or_create(&vec![("result", result.to_owned())]).inc_by(count);
+    }
+    registry.register("job_rows", "Rows of batch jobs that have a result", rows);
+    let mut gauge = |name: &str, help: &str, value: u64| {
+        registry.register(name, help, ConstGauge::new(value as i64));
+    };
+    gauge("job_rows_in_flight", "Rows of batch jobs under way", stats.rows_in_flight);
+    gauge("job_files", "Files kept for batch jobs", stats.files);
+    let unit = Unit::Bytes;
+    let bytes = ConstGauge::new(stats.file_bytes as i64);
+    registry.register_with_unit("job_files", "Size of the files kept for batch jobs", unit, bytes);
     registry
 }
 

@@ -5,7 +5,9 @@
 Ends with status 1 at the first answer that breaks the SDK's or our own promises.
 """
 
+import json
 import sys
+import time
 
 import openai
 
@@ -118,6 +120,57 @@ def responses(client, model):
         pass
 
 
+def batches(client, model):
+    """A job with one good and one bad row, from its file to its results."""
+    body = {"model": model, "max_tokens": 8, "temperature": 0}
+    good = {"messages": [{"role": "user", "content": "Say hello."}]}
+    rows = [
+        {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body | extra}
+        for name, extra in [("good", good), ("bad", {"messages": []})]
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    file = client.files.create(file=("in.jsonl", text.encode()), purpose="batch")
+    check(file.bytes == len(text) and file.purpose == "batch", "the file as it was sent")
+    check(client.files.content(file.id).text == text, "its bytes come back")
+    check(file.id in [f.id for f in client.files.list(purpose="batch")], "it is listed")
+    job = client.batches.create(
+        input_file_id=file.id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        metadata={"run": "sdk"},
+    )
+    for _ in range(1200):
+        job = client.batches.retrieve(job.id)
+        if job.status in ("completed", "failed", "expired", "cancelled"):
+            break
+        time.sleep(0.1)
+    check(job.status == "completed", f"the job is completed, not {job.status}")
+    check(job.metadata == {"run": "sdk"}, "its metadata")
+    counts = job.request_counts
+    check((counts.total, counts.completed, counts.failed) == (2, 1, 1), f"counts, not {counts}")
+    answer = json.loads(client.files.content(job.output_file_id).text)
+    check(answer["custom_id"] == "good", "the answered row")
+    message = answer["response"]["body"]["choices"][0]["message"]
+    alone = client.chat.completions.create(**body, **good)
+    check(message["content"] == alone.choices[0].message.content, "as if it was asked alone")
+    error = json.loads(client.files.content(job.error_file_id).text)
+    check(error["custom_id"] == "bad", "the failed row")
+    check(error["response"]["status_code"] == 400, "why it failed")
+    check(job.id in [b.id for b in client.batches.list(limit=5)], "it is listed")
+    try:
+        client.batches.cancel(job.id)
+        sys.exit("FAILED: a completed job was cancelled")
+    except openai.ConflictError:
+        pass
+    for id in (file.id, job.output_file_id, job.error_file_id):
+        check(client.files.delete(id).deleted, "it is deleted")
+    try:
+        client.files.retrieve(file.id)
+        sys.exit("FAILED: a deleted file is still there")
+    except openai.NotFoundError:
+        pass
+
+
 def refusals(client, model):
     messages = [{"role": "user", "content": "hi"}]
     try:
@@ -136,7 +189,7 @@ def main():
     client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="none", max_retries=0)
     model = client.models.list().data[0].id
     scenarios = [chat_in_every_language, seeds_and_choices, completions, filling_in, responses]
-    for scenario in [*scenarios, refusals]:
+    for scenario in [*scenarios, batches, refusals]:
         scenario(client, model)
         print("ok:", scenario.__name__)
 

@@ -10,6 +10,7 @@ use server::engine::{
 use server::http::{
     AppState, Drained, HttpConfig, ServedModel, Serving, Task, ThinkingModel, listen, serve,
 };
+use server::jobs::{Jobs, JobsConfig};
 use server::text::{SpecialTokens, TextConfig, TextStage};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -205,6 +206,8 @@ pub struct Setup {
     pub overlap: Overlap,
     pub task: Task,
     pub loaded: Loaded,
+    /// `None`: no batch jobs.
+    pub jobs: Option<JobsConfig>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,6 +228,7 @@ impl Default for Setup {
             overlap: Overlap::Enabled,
             task: Task::Generate,
             loaded: Loaded::Yes,
+            jobs: None,
         }
     }
 }
@@ -242,6 +246,9 @@ impl TestServer {
     pub fn start(setup: Setup) -> Self {
         let state = AppState::new();
         let gate = Arc::new(Gate::default());
+        if let Some(jobs) = &setup.jobs {
+            state.set_jobs(Jobs::open(jobs).expect("a folder of its own"));
+        }
         let engine = match setup.loaded {
             Loaded::Yes => Some(load(&state, &setup, &gate)),
             Loaded::No => None,

@@ -6,6 +6,7 @@ pub mod session;
 pub mod fake_runner;
 pub mod fake_constraint;
 pub mod http;
+pub mod jobs;
 pub mod observed;
 pub mod program;
 pub mod random;

@@ -2,7 +2,7 @@
 
 use crate::http::Answer;
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -32,6 +32,10 @@ impl Program {
         let port = listener.local_addr().expect("bound").port();
         drop(listener);
         command.args(["--port", &port.to_string()]);
+        // Nothing in the home of whoever runs the tests.
+        if !command.get_args().any(|arg| arg == "--jobs-dir") {
+            command.args(["--jobs-dir", "off"]);
+        }
         let mut program = Program { child: command.spawn().expect("the binary starts"), port };
         let started = Instant::now();
         while program.get("/health") != Some(200) {
@@ -49,6 +53,10 @@ impl Program {
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;
         Some(Answer::read(&mut stream).status)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
     pub fn connect(&self) -> TcpStream {

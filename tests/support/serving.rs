@@ -5,7 +5,7 @@ use kernels::device::cpu::{CpuDevice, Isa};
 use kernels::{Backend, DType};
 use models::{Checkpoint, TokenId, load_model};
 use server::engine::{
-    CacheSalt, Event, FinishReason, Pooled, Pooling, Request, SampledToken, SamplingParams,
+    CacheSalt, Event, FinishReason, Lane, Pooled, Pooling, Request, SampledToken, SamplingParams,
     TokenLogprobs,
 };
 use server::ranks::{CudaGraphs, LoadedGroup, RankConfig, RankGroup, Room, Start};
@@ -135,6 +135,7 @@ pub fn random_requests(random: &mut Random, count: usize, prompt_len_max: usize)
             },
             pooling,
             priority: random.below(3) as i32,
+            lane: Lane::Interactive,
             cache_salt: CacheSalt::default(),
         constraint: None,
         });

@@ -3,6 +3,7 @@
 pub mod serve;
 pub mod chat;
 pub mod bench;
+pub mod batch;
 pub mod pull;
 pub mod doctor;
 pub mod qualification;
@@ -10,6 +11,8 @@ pub mod http_client;
 
 use crate::engine::RunnerError;
 use crate::hub::HubError;
+use crate::jobs::JobsStartError;
+use crate::jobs::offline::OfflineError;
 use crate::ranks::RankStartError;
 use crate::text::TextStartError;
 use models::LoadError;
@@ -34,6 +37,13 @@ pub enum CommandError {
     Client(#[from] http_client::ClientError),
     #[error("{failed} of {sent} requests failed")]
     BenchFailed { failed: usize, sent: usize },
+    /// Each has its result all the same.
+    #[error("{failed} of {total} requests failed, see {errors}")]
+    RowsFailed { failed: u64, total: u64, errors: PathBuf },
+    #[error("stopped; run the same command again to go on")]
+    BatchStopped,
+    #[error(transparent)]
+    Batch(OfflineError),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     /// `doctor` has told more.
@@ -56,6 +66,10 @@ pub enum StartupError {
     Text(#[from] TextStartError),
     #[error(transparent)]
     Rank(#[from] RankStartError),
+    #[error("--jobs-dir, --jobs-store: {0}")]
+    Jobs(#[from] JobsStartError),
+    #[error(transparent)]
+    Batch(OfflineError),
     #[error(transparent)]
     Memory(#[from] serve::memory::MemoryError),
     #[error("{path}: {source}")]

@@ -8,6 +8,7 @@ pub mod follow;
 pub mod memory;
 mod task;
 pub mod summary;
+pub mod jobs;
 
 use super::{CommandError, StartupError};
 use crate::config::{LogConfig, LogFormat, LogLevel, ServeConfig, UnknownFieldsChoice};
@@ -39,6 +40,9 @@ pub async fn run(config: ServeConfig, others: Option<Others>) -> Result<(), Comm
         .map_err(|source| StartupError::Io { path: "signal handlers".into(), source })?;
     let (listener, address) = bind(&config)?;
     let state = AppState::new();
+    if let Some(jobs) = jobs::open(&config)? {
+        state.set_jobs(jobs);
+    }
     let (stop, stopped) = oneshot::channel::<()>();
     let mut http =
         tokio::spawn(http::serve(listener, http_config(&config), state.clone(), async {
@@ -121,7 +125,7 @@ fn bind(config: &ServeConfig) -> Result<(TcpListener, SocketAddr), StartupError>
     Ok((listener, bound))
 }
 
-fn http_config(config: &ServeConfig) -> HttpConfig {
+pub(super) fn http_config(config: &ServeConfig) -> HttpConfig {
     let defaults = HttpConfig::default();
     // What the queue can never hold is refused for good, not with an invitation to retry.
     let waiting_max = config.limits.waiting_requests_max;
@@ -140,7 +144,7 @@ fn http_config(config: &ServeConfig) -> HttpConfig {
 }
 
 /// A plain thread, not one of the async runtime's: the process may end while it still works.
-async fn load_on_thread(
+pub(super) async fn load_on_thread(
     config: ServeConfig,
     others: Option<Others>,
 ) -> Result<Loaded, StartupError> {
@@ -155,7 +159,9 @@ async fn load_on_thread(
     receiver.await.unwrap_or(Err(StartupError::LoaderPanicked))
 }
 
-fn watch_engine(thread: crate::engine::EngineThread) -> oneshot::Receiver<Result<(), RunnerError>> {
+pub(super) fn watch_engine(
+    thread: crate::engine::EngineThread,
+) -> oneshot::Receiver<Result<(), RunnerError>> {
     let (sender, receiver) = oneshot::channel();
     std::thread::spawn(move || {
         let _ = sender.send(thread.join());
@@ -163,7 +169,7 @@ fn watch_engine(thread: crate::engine::EngineThread) -> oneshot::Receiver<Result
     receiver
 }
 
-fn start_logging(config: &LogConfig) {
+pub(super) fn start_logging(config: &LogConfig) {
     let level = match config.level {
         LogLevel::Error => tracing::Level::ERROR,
         LogLevel::Warn => tracing::Level::WARN,
@@ -183,7 +189,7 @@ fn start_logging(config: &LogConfig) {
 }
 
 /// SIGTERM and SIGINT; where there is no SIGTERM, Ctrl-C alone.
-struct Signals {
+pub(super) struct Signals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
@@ -192,14 +198,14 @@ struct Signals {
 
 impl Signals {
     #[cfg(unix)]
-    fn new() -> std::io::Result<Signals> {
+    pub(super) fn new() -> std::io::Result<Signals> {
         use tokio::signal::unix::{SignalKind, signal};
         let terminate = signal(SignalKind::terminate())?;
         Ok(Signals { terminate, interrupt: signal(SignalKind::interrupt())? })
     }
 
     #[cfg(unix)]
-    async fn next(&mut self) {
+    pub(super) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -207,12 +213,12 @@ impl Signals {
     }
 
     #[cfg(not(unix))]
-    fn new() -> std::io::Result<Signals> {
+    pub(super) fn new() -> std::io::Result<Signals> {
         Ok(Signals {})
     }
 
     #[cfg(not(unix))]
-    async fn next(&mut self) {
+    pub(super) async fn next(&mut self) {
         // Without a handler for Ctrl-C the system ends the process, which is what is asked for.
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;

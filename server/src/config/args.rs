@@ -1,5 +1,6 @@
 //! What can be typed: each flag's name, default, limits and help, in one place.
 
+use super::jobs::{BatchArgs, JobsArgs};
 use crate::hub::HubChoice;
 use crate::units::parse_bytes;
 use clap::builder::RangedU64ValueParser;
@@ -24,6 +25,8 @@ pub enum CommandArgs {
     Chat(ChatArgs),
     /// Put load on an OpenAI-compatible server and measure it
     Bench(Box<BenchArgs>),
+    /// Answer a file of requests without a server
+    Batch(Box<BatchArgs>),
     /// Download a model and check it
     Pull(PullArgs),
     /// Print what this machine has and where models are looked for
@@ -156,6 +159,8 @@ pub struct ServeArgs {
     /// Form of the messages on standard error
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    #[command(flatten)]
+    pub jobs: JobsArgs,
     #[command(flatten)]
     pub hub: HubArgs,
 }
@@ -408,7 +413,7 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-fn count(range: RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
+pub(super) fn count(range: RangeInclusive<u64>) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(range)
 }
 

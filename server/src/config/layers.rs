@@ -43,11 +43,12 @@ pub fn with_layers(
 }
 
 /// The variable of a flag: MONSOON_PORT for serve, pull and doctor; MONSOON_BENCH_URL and
-/// MONSOON_CHAT_URL for the clients.
+/// MONSOON_CHAT_URL for the clients, MONSOON_BATCH_CONCURRENCY for batch.
 fn variable_name(command: &str, arg: &Arg) -> String {
     let prefix = match command {
         _ if arg.get_id() == "config" => "MONSOON_",
         "bench" => "MONSOON_BENCH_",
+        "batch" => "MONSOON_BATCH_",
         "chat" => "MONSOON_CHAT_",
         _ => "MONSOON_",
     };
@@ -70,11 +71,13 @@ fn with_documented_variables(command: clap::Command) -> clap::Command {
     })
 }
 
+/// What must be typed has no default, and flags of another command have layers of their own.
 fn is_layered(arg: &Arg) -> bool {
-    !matches!(
+    let is_help = matches!(
         arg.get_action(),
         ArgAction::Help | ArgAction::HelpShort | ArgAction::HelpLong | ArgAction::Version
-    )
+    );
+    !is_help && !arg.is_required_set() && !arg.is_last_set()
 }
 
 /// The subcommand that was typed, and the configuration file of `--config` or MONSOON_CONFIG.
@@ -127,7 +130,7 @@ fn read_file(
     let file_error = |reason| ConfigError::File { path: path.to_path_buf(), reason };
     let table: toml::Table =
         text.parse().map_err(|e: toml::de::Error| file_error(e.message().to_string()))?;
-    let others = ["bench", "chat", "pull", "doctor"];
+    let others = ["bench", "batch", "chat", "pull", "doctor"];
     let table = match (name, table.get(name)) {
         ("serve", _) => table,
         (_, None) => return Ok(BTreeMap::new()),

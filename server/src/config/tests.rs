@@ -218,3 +218,50 @@ fn a_base_url_may_end_in_v1() {
         assert_eq!(config.url, "http://h:1", "{typed}");
     }
 }
+
+#[test]
+fn jobs_have_a_folder_unless_there_is_no_home() {
+    let folder =
+        |line: &str, pairs: &[(&str, &str)]| serve(line, &env(pairs)).expect("valid").jobs.folder;
+    let default = |path: &str| JobsFolder::Default(path.into());
+    let home = ("HOME", "/home/someone");
+    assert_eq!(folder("", &[home]), default("/home/someone/.local/share/monsoon/jobs"));
+    assert_eq!(folder("", &[home, ("XDG_DATA_HOME", "/data")]), default("/data/monsoon/jobs"));
+    assert_eq!(folder("--jobs-dir off", &[home]), JobsFolder::Off);
+    assert_eq!(folder("--jobs-dir /jobs", &[home]), JobsFolder::Named("/jobs".into()));
+    assert_eq!(folder("", &[home, ("MONSOON_JOBS_DIR", "off")]), JobsFolder::Off);
+    let error = serve("--jobs-dir off --jobs-store s3://b", &env(&[home])).expect_err("nowhere");
+    assert!(error.to_string().contains("--jobs-store"), "{error}");
+    let config = serve("--max-num-seqs 9 --max-file-bytes 3MiB", &env(&[home])).expect("valid");
+    assert_eq!((config.jobs.rows_in_flight_max, config.jobs.file_bytes_max), (9, 3 << 20));
+}
+
+#[test]
+fn a_batch_has_its_files_and_a_server_s_flags() {
+    let batch = |line: &str, pairs: &[(&str, &str)]| {
+        let env = env(&[&[("HOME", "/home/someone")], pairs].concat());
+        match parse_with(&format!("batch {line}"), &env) {
+            Ok(Command::Batch(config)) => Ok(config),
+            Ok(other) => panic!("not batch: {other:?}"),
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    let config = batch("in.jsonl -o out.jsonl -- --max-num-seqs 9", &[]).expect("valid");
+    assert_eq!(config.errors, Path::new("out.errors.jsonl"));
+    assert_eq!((config.rows_in_flight_max, config.serve.limits.max_num_seqs), (18, 9));
+    let variables = [("MONSOON_MODEL", "m"), ("MONSOON_BATCH_CONCURRENCY", "5")];
+    let config = batch("in.jsonl -o out.jsonl", &variables).expect("valid");
+    assert_eq!((config.serve.model.as_deref(), config.rows_in_flight_max), (Some("m"), 5));
+    let config = batch("in.jsonl -o out.jsonl --model n", &variables).expect("valid");
+    assert_eq!(config.serve.model.as_deref(), Some("n"));
+    for (line, word) in [
+        ("in.jsonl", "--output"),
+        ("-o out.jsonl", "<INPUT>"),
+        ("a.jsonl -o a.jsonl", "--output"),
+        ("a.jsonl -o b.jsonl --errors b.jsonl", "three files"),
+        ("a.jsonl -o b.jsonl -- --max-num-seqs 0", "--max-num-seqs"),
+    ] {
+        let error = batch(line, &[]).expect_err(line);
+        assert!(error.contains(word), "{line}: {word} is not in {error}");
+    }
+}

@@ -4,7 +4,7 @@ use super::constraint::Wake;
 use super::event_queue::EventSender;
 use super::handle::{EngineHandle, Intake, Shared, Wait};
 use super::plan::{Plan, SequenceId};
-use super::request::{EngineError, Event, Request};
+use super::request::{EngineError, Event, Lane, Request};
 use super::runner::{Overlap, Runner, RunnerError};
 use super::scheduler::{Aborted, EngineConfig, Scheduler};
 use super::stats::EngineStats;
@@ -144,6 +144,7 @@ impl EngineThread {
 /// A request in progress as the thread sees it.
 struct Client {
     events: EventSender,
+    lane: Lane,
     prompt_len: usize,
 }
 
@@ -184,7 +185,8 @@ fn run<R: Runner>(
         let start = step_start.unwrap_or(now);
         shared.step_started(start);
         for id in engine.launch(now)? {
-            shared.leave_waiting(clients[&id].prompt_len);
+            let client = &clients[&id];
+            shared.leave_waiting(client.lane, client.prompt_len);
         }
         fail(engine, shared, clients);
         shared.publish(engine.stats());
@@ -213,14 +215,15 @@ fn take_in<R: Runner>(
 ) {
     for submission in intake.submissions {
         let prompt_len = submission.request.prompt.len();
-        clients.insert(submission.id, Client { events: submission.events, prompt_len });
+        let (events, lane) = (submission.events, submission.request.lane);
+        clients.insert(submission.id, Client { events, lane, prompt_len });
         engine.submit(submission.id, submission.request, submission.arrival);
     }
     for id in intake.aborts {
         // A request may end in the step in which its client leaves.
         let Some(client) = clients.remove(&id) else { continue };
         if engine.abort(id) == Aborted::Unstarted {
-            shared.leave_waiting(client.prompt_len);
+            shared.leave_waiting(client.lane, client.prompt_len);
         }
     }
 }

@@ -1,11 +1,14 @@
 //! The engine as its clients see it: admission, submission, event streams, health.
 
+mod rejections;
+
 use super::event_queue::{EventQueue, EventSender};
 use super::plan::SequenceId;
-use super::request::{Event, Rejected, Request};
+use super::request::{Event, Lane, Rejected, Request};
 use super::scheduler::EngineConfig;
 use super::stats::EngineStats;
 use futures_util::Stream;
+use rejections::Rejections;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -25,6 +28,7 @@ pub struct EngineHandle {
 /// unused ones.
 pub struct Admission {
     shared: Arc<Shared>,
+    lane: Lane,
     places: usize,
     tokens: usize,
 }
@@ -62,9 +66,20 @@ impl EngineHandle {
         num_sequences: usize,
         prompt_tokens_estimate: usize,
     ) -> Result<Admission, Rejected> {
-        self.shared().reserve(num_sequences, prompt_tokens_estimate)?;
+        self.admit_in(Lane::Interactive, num_sequences, prompt_tokens_estimate)
+    }
+
+    /// As `admit`, in a lane. Each has as many places as the other: neither takes any from it.
+    pub fn admit_in(
+        &self,
+        lane: Lane,
+        num_sequences: usize,
+        prompt_tokens_estimate: usize,
+    ) -> Result<Admission, Rejected> {
+        self.shared().reserve(lane, num_sequences, prompt_tokens_estimate)?;
         Ok(Admission {
             shared: Arc::clone(self.shared()),
+            lane,
             places: num_sequences,
             tokens: prompt_tokens_estimate,
         })
@@ -78,14 +93,15 @@ impl EngineHandle {
         admission: &mut Admission,
         request: Request,
     ) -> Result<TokenStream, Rejected> {
-        let reserved_tokens = admission.take_place();
+        assert_eq!(admission.lane, request.lane, "a request keeps to the lane it was admitted to");
+        let (lane, reserved_tokens) = (admission.lane, admission.take_place());
         let shared = self.shared();
         let queue = Arc::new(EventQueue::new(request.sampling.max_new_tokens));
         let events = EventSender::new(&queue);
         let id = match shared.config.check(&request) {
             Ok(()) => shared.submit(request, events, reserved_tokens)?,
             Err(error) => {
-                shared.refuse(reserved_tokens);
+                shared.refuse(lane, reserved_tokens);
                 events.send([Event::Failed(error)]);
                 SequenceId(u64::MAX)
             }
@@ -130,7 +146,7 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.shared.give_back(self.places, self.tokens);
+        self.shared.give_back(self.lane, self.places, self.tokens);
     }
 }
 
@@ -165,7 +181,7 @@ impl Drop for TokenStream {
 /// What the engine thread finds at its door.
 #[derive(Default)]
 pub(super) struct Intake {
-    /// At most waiting_requests_max: each has a reservation.
+    /// At most waiting_requests_max of each lane: each has a reservation.
     pub submissions: Vec<Submission>,
     /// At most one for each request in progress.
     pub aborts: Vec<SequenceId>,
@@ -206,10 +222,16 @@ struct Door {
     /// `Shared::wake` was called since the engine last looked.
     is_woken: bool,
     next_id: u64,
-    /// Reservations of requests that were never scheduled, and their prompt tokens.
-    waiting: usize,
-    waiting_tokens: usize,
+    interactive: Waiting,
+    background: Waiting,
     rejected: Rejections,
+}
+
+/// Reservations of requests that were never scheduled, and their prompt tokens.
+#[derive(Debug, Clone, Copy, Default)]
+struct Waiting {
+    requests: usize,
+    tokens: usize,
 }
 
 enum Phase {
@@ -217,15 +239,6 @@ enum Phase {
     Draining,
     Drained,
     Lost(String),
-}
-
-#[derive(Default)]
-struct Rejections {
-    queue_full: u64,
-    too_many_tokens: u64,
-    shutting_down: u64,
-    engine_stopped: u64,
-    never_fits: u64,
 }
 
 /// Lives as long as there is a handle.
@@ -250,7 +263,7 @@ impl Shared {
             if has_news || may_go_on {
                 return Some(std::mem::take(&mut door.intake));
             }
-            let is_over = wait == Wait::Idle && door.waiting == 0;
+            let is_over = wait == Wait::Idle && door.num_waiting() == 0;
             if matches!(door.phase, Phase::Draining) && is_over {
                 door.phase = Phase::Drained;
                 return None;
@@ -266,8 +279,8 @@ impl Shared {
     }
 
     /// A request was scheduled for the first time, or aborted before that.
-    pub(super) fn leave_waiting(&self, prompt_len: usize) {
-        self.give_back(1, prompt_len);
+    pub(super) fn leave_waiting(&self, lane: Lane, prompt_len: usize) {
+        self.give_back(lane, 1, prompt_len);
     }
 
     /// The engine thread is about to wait for a step that is computed since `start`.
@@ -291,7 +304,7 @@ impl Shared {
     pub(super) fn stop(&self, reason: String, num_failed: usize) -> Intake {
         let mut door = self.lock();
         door.phase = Phase::Lost(reason);
-        (door.waiting, door.waiting_tokens) = (0, 0);
+        (door.interactive, door.background) = (Waiting::default(), Waiting::default());
         let unseen = std::mem::take(&mut door.intake);
         let mut published = lock(&self.published);
         published.failed += (num_failed + unseen.submissions.len()) as u64;
@@ -314,8 +327,8 @@ impl Shared {
                 intake: Intake::default(),
                 is_woken: false,
                 next_id: 0,
-                waiting: 0,
-                waiting_tokens: 0,
+                interactive: Waiting::default(),
+                background: Waiting::default(),
                 rejected: Rejections::default(),
             }),
             wake: Condvar::new(),
@@ -325,18 +338,18 @@ impl Shared {
         }
     }
 
-    fn reserve(&self, num_sequences: usize, num_tokens: usize) -> Result<(), Rejected> {
+    fn reserve(&self, lane: Lane, num_sequences: usize, num_tokens: usize) -> Result<(), Rejected> {
         let mut door = self.lock();
-        let result = door.reserve(&self.config, num_sequences, num_tokens);
+        let result = door.reserve(&self.config, lane, num_sequences, num_tokens);
         if let Err(rejected) = &result {
             door.rejected.count(rejected);
         }
         result
     }
 
-    fn give_back(&self, places: usize, tokens: usize) {
+    fn give_back(&self, lane: Lane, places: usize, tokens: usize) {
         let mut door = self.lock();
-        door.give_back(places, tokens);
+        door.give_back(lane, places, tokens);
         if matches!(door.phase, Phase::Draining) {
             self.wake.notify_one();
         }
@@ -349,7 +362,7 @@ impl Shared {
         reserved_tokens: usize,
     ) -> Result<SequenceId, Rejected> {
         let mut door = self.lock();
-        if let Err(rejected) = door.settle(&self.config, reserved_tokens, request.prompt.len()) {
+        if let Err(rejected) = door.settle(&self.config, &request, reserved_tokens) {
             door.rejected.count(&rejected);
             self.wake.notify_one();
             return Err(rejected);
@@ -363,9 +376,9 @@ impl Shared {
     }
 
     /// The request of a reserved place can never fit.
-    fn refuse(&self, reserved_tokens: usize) {
+    fn refuse(&self, lane: Lane, reserved_tokens: usize) {
         self.lock().rejected.never_fits += 1;
-        self.give_back(1, reserved_tokens);
+        self.give_back(lane, 1, reserved_tokens);
     }
 
     fn abort(&self, id: SequenceId) {
@@ -387,8 +400,8 @@ impl Shared {
     fn stats(&self) -> EngineStats {
         let mut stats = lock(&self.published).clone();
         let door = self.lock();
-        stats.waiting = door.waiting;
-        stats.waiting_tokens = door.waiting_tokens;
+        stats.waiting = door.num_waiting();
+        stats.waiting_tokens = door.interactive.tokens + door.background.tokens;
         stats.rejected_queue_full = door.rejected.queue_full;
         stats.rejected_too_many_tokens = door.rejected.too_many_tokens;
         stats.rejected_shutting_down = door.rejected.shutting_down;
@@ -418,9 +431,21 @@ impl Shared {
 }
 
 impl Door {
+    fn num_waiting(&self) -> usize {
+        self.interactive.requests + self.background.requests
+    }
+
+    fn lane(&mut self, lane: Lane) -> &mut Waiting {
+        match lane {
+            Lane::Interactive => &mut self.interactive,
+            Lane::Background => &mut self.background,
+        }
+    }
+
     fn reserve(
         &mut self,
         config: &EngineConfig,
+        lane: Lane,
         num_sequences: usize,
         num_tokens: usize,
     ) -> Result<(), Rejected> {
@@ -429,17 +454,18 @@ impl Door {
             Phase::Draining | Phase::Drained => return Err(Rejected::ShuttingDown),
             Phase::Lost(_) => return Err(Rejected::EngineStopped),
         }
-        let waiting = self.waiting.saturating_add(num_sequences);
-        if waiting > config.waiting_requests_max {
+        let waiting = self.lane(lane);
+        let requests = waiting.requests.saturating_add(num_sequences);
+        if requests > config.waiting_requests_max {
             let waiting_max = config.waiting_requests_max;
-            return Err(Rejected::QueueFull { waiting: self.waiting, waiting_max });
+            return Err(Rejected::QueueFull { waiting: waiting.requests, waiting_max });
         }
-        let tokens = self.waiting_tokens.saturating_add(num_tokens);
+        let tokens = waiting.tokens.saturating_add(num_tokens);
         if tokens > config.waiting_tokens_max {
             let tokens_max = config.waiting_tokens_max;
             return Err(Rejected::TooManyTokens { tokens, tokens_max });
         }
-        (self.waiting, self.waiting_tokens) = (waiting, tokens);
+        *waiting = Waiting { requests, tokens };
         Ok(())
     }
 
@@ -447,43 +473,34 @@ impl Door {
     fn settle(
         &mut self,
         config: &EngineConfig,
+        request: &Request,
         reserved_tokens: usize,
-        prompt_len: usize,
     ) -> Result<(), Rejected> {
+        let (lane, prompt_len) = (request.lane, request.prompt.len());
         let rejected = match self.phase {
             Phase::Open | Phase::Draining => {
-                let tokens = self.waiting_tokens - reserved_tokens + prompt_len;
+                let waiting = self.lane(lane);
+                let tokens = waiting.tokens - reserved_tokens + prompt_len;
                 let tokens_max = config.waiting_tokens_max;
                 if tokens <= tokens_max || prompt_len <= reserved_tokens {
-                    self.waiting_tokens = tokens;
+                    waiting.tokens = tokens;
                     return Ok(());
                 }
                 Rejected::TooManyTokens { tokens, tokens_max }
             }
             Phase::Drained | Phase::Lost(_) => Rejected::EngineStopped,
         };
-        self.give_back(1, reserved_tokens);
+        self.give_back(lane, 1, reserved_tokens);
         Err(rejected)
     }
 
-    fn give_back(&mut self, places: usize, tokens: usize) {
+    fn give_back(&mut self, lane: Lane, places: usize, tokens: usize) {
         // A lost engine has forgotten all reservations.
         if !matches!(self.phase, Phase::Lost(_)) {
-            self.waiting -= places;
-            self.waiting_tokens -= tokens;
+            let waiting = self.lane(lane);
+            waiting.requests -= places;
+            waiting.tokens -= tokens;
         }
-    }
-}
-
-impl Rejections {
-    fn count(&mut self, rejected: &Rejected) {
-        let counter = match rejected {
-            Rejected::QueueFull { .. } => &mut self.queue_full,
-            Rejected::TooManyTokens { .. } => &mut self.too_many_tokens,
-            Rejected::ShuttingDown => &mut self.shutting_down,
-            Rejected::EngineStopped => &mut self.engine_stopped,
-        };
-        *counter += 1;
     }
 }
 

@@ -27,8 +27,8 @@ pub use plan::{
 pub use policy::PolicyKind;
 pub use pooling::{Pooled, Pooling};
 pub use request::{
-    CacheSalt, EngineError, Event, FinishReason, Rejected, Request, SampledToken, SamplingParams,
-    TokenLogprobs,
+    CacheSalt, EngineError, Event, FinishReason, Lane, Rejected, Request, SampledToken,
+    SamplingParams, TokenLogprobs,
 };
 pub use runner::{Overlap, PLANS_UNDER_WAY_MAX, Runner, RunnerError};
 pub use scheduler::EngineConfig;

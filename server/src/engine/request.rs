@@ -13,6 +13,17 @@ pub const TOP_LOGPROBS_MAX: usize = 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct CacheSalt(pub [u8; 32]);
 
+/// Who waits for the answer. What runs in the background makes way for the rest, whatever the
+/// policy says, and has places of its own in the waiting queue, so that it crowds nobody out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Lane {
+    /// A client that is there.
+    #[default]
+    Interactive,
+    /// Nobody for now, as with the rows of a batch job.
+    Background,
+}
+
 /// One sequence to generate, checked by whoever made it. A client's `n` choices are n requests with
 /// n seeds.
 #[derive(Debug, Clone)]
@@ -25,6 +36,7 @@ pub struct Request {
     pub pooling: Option<Pooling>,
     /// Smaller is sooner, as in vLLM; used by the priority policy.
     pub priority: i32,
+    pub lane: Lane,
     pub cache_salt: CacheSalt,
     /// What may be sampled; None: anything.
     pub constraint: Option<Arc<dyn ConstraintSource>>,

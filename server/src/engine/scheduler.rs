@@ -4,13 +4,18 @@ use super::blocks::{BlockManager, PrefixCaching, PrefixHit};
 use super::constraint::Wake;
 use super::plan::{Plan, SequenceId, StepOutput};
 use super::policy::{Policy, PolicyKind};
-use super::request::{EngineError, Event, FinishReason, Request};
+use super::request::{EngineError, Event, FinishReason, Lane, Request};
 use super::runner::Overlap;
 use super::sequence::Sequence;
 use super::stats::EngineStats;
+use background::{Background, part_of};
+use room::Room;
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::time::Instant;
+
+mod background;
+mod room;
 
 /// The engine's limits, checked by whoever made them (see `assert_valid`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +80,7 @@ pub struct Scheduler {
     /// Both in the policy's order.
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
+    background: Background,
     /// Scheduled for the first time since `take_started`.
     started: Vec<SequenceId>,
     /// Ended by their constraints since `take_failed`.
@@ -85,13 +91,6 @@ pub struct Scheduler {
     /// Plans that are not committed yet.
     num_under_way: usize,
     stats: EngineStats,
-}
-
-/// What is left of the plan being made.
-struct Room {
-    tokens: usize,
-    /// Sequences that may still be let in.
-    seqs: usize,
 }
 
 /// How far a sequence was when it was aborted.
@@ -123,6 +122,7 @@ impl Scheduler {
             blocks: BlockManager::new(config.num_blocks, config.block_size, config.prefix_caching),
             waiting: VecDeque::new(),
             running: Vec::new(),
+            background: Background::default(),
             started: Vec::new(),
             failed: Vec::new(),
             wake,
@@ -170,22 +170,33 @@ impl Scheduler {
     ///
     /// While a plan is under way, its sequences are taken to go on, but for those that are certain
     /// to end with it: these give up their places already, their blocks when it is committed.
+    ///
+    /// Sequences in the background get what `Background` gives them, and are preempted where one
+    /// that somebody waits for lacks a place or blocks.
     pub fn schedule(&mut self, now: Instant) -> Option<Plan> {
         self.ask_constraints();
-        // Sequences that end in the plan under way may make room, so nothing is preempted for it.
-        if self.num_under_way > 0 && !self.has_blocks_for_decodes() {
-            return None;
-        }
         let num_going_on = self.running.iter().filter(|s| !s.is_ending()).count();
         let mut room = Room {
             tokens: self.config.max_num_batched_tokens,
+            background: 0,
             seqs: self.config.max_num_seqs - num_going_on,
         };
-        let num_preempted = self.plan_decodes(&mut room);
-        self.plan_prefills(&mut room);
-        // After a preemption blocks are short: a sequence let in now would be the next victim.
-        if num_preempted == 0 {
-            self.admit_waiting(&mut room, now);
+        // Sequences that end in the plan under way may make room, so nothing is preempted for it.
+        let must_preempt = || !self.has_blocks_for_decodes() || self.must_make_way(&room);
+        if self.num_under_way > 0 && must_preempt() {
+            return None;
+        }
+        let tokens_max = self.config.max_num_batched_tokens;
+        room.background = match self.has_interactive() {
+            true => self.background.beside_interactive(tokens_max, now),
+            false => self.background.alone(tokens_max, now),
+        };
+        self.fill(&mut room, now);
+        let is_empty = room.tokens == tokens_max && self.num_under_way == 0;
+        if is_empty && room.background == 0 {
+            // Whoever waits, waits for something in the background.
+            room.background = part_of(tokens_max);
+            self.fill(&mut room, now);
         }
         let chunks: Vec<_> = self.running.iter().filter_map(|s| s.chunk(self.step)).collect();
         if chunks.is_empty() {
@@ -303,9 +314,53 @@ impl Scheduler {
         }
     }
 
+    /// Plans what there is room for.
+    fn fill(&mut self, room: &mut Room, now: Instant) {
+        let num_preempted = self.plan_decodes(room);
+        self.plan_prefills(room);
+        // After a preemption blocks are short: a sequence let in now would be the next victim.
+        if num_preempted == 0 {
+            self.admit_waiting(room, now);
+        }
+    }
+
+    /// Whether there is anything that somebody waits for. Both queues begin with it.
+    fn has_interactive(&self) -> bool {
+        let mut first = self.running.first().into_iter().chain(self.waiting.front());
+        first.any(|sequence| sequence.lane() == Lane::Interactive)
+    }
+
+    /// Whether the next sequence that somebody waits for lacks a place or blocks which one in the
+    /// background has. Blocks that it may find in the prefix cache are not considered.
+    fn must_make_way(&self, room: &Room) -> bool {
+        let Some(next) = self.waiting.front() else { return false };
+        let is_held_up = next.lane() == Lane::Interactive
+            && self.running.last().is_some_and(|s| s.lane() == Lane::Background);
+        let missing = || self.blocks.num_missing(next.table(), next.token_ids().len());
+        let has_blocks = || self.blocks.counts().free >= missing() + self.running.len();
+        is_held_up && (room.seqs == 0 || !has_blocks())
+    }
+
+    /// Preempts the last sequence of the background for one that somebody waits for. False where
+    /// there is none, or it is in a plan.
+    fn make_way(&mut self, room: &mut Room) -> bool {
+        let can_go = |s: &Sequence| s.lane() == Lane::Background && !s.is_under_way();
+        if !self.running.last().is_some_and(can_go) {
+            return false;
+        }
+        self.preempt_last();
+        room.seqs += 1;
+        true
+    }
+
     /// Whether `plan_decodes` would preempt nothing.
     fn has_blocks_for_decodes(&self) -> bool {
-        let decodes = self.running.iter().filter(|s| s.num_remaining() == 1);
+        let last_lane = match self.has_interactive() {
+            true => Lane::Interactive,
+            false => Lane::Background,
+        };
+        let planned = self.running.iter().filter(|s| s.lane() <= last_lane);
+        let decodes = planned.filter(|s| s.num_remaining() == 1);
         let missing = decodes.map(|s| self.blocks.num_missing(s.table(), s.num_scheduled() + 1));
         missing.sum::<usize>() <= self.blocks.counts().free
     }
@@ -317,14 +372,16 @@ impl Scheduler {
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &mut self.running[index];
-            if sequence.num_remaining() != 1 {
+            if sequence.num_remaining() != 1 || room.tokens_of(sequence.lane()) == 0 {
                 index += 1;
                 continue;
             }
             let num_tokens = sequence.num_scheduled() + 1;
             if self.blocks.try_grow(&mut sequence.table, num_tokens) {
-                sequence.plan(self.step, 1);
-                room.tokens -= 1;
+                room.plan_rest(sequence, self.step);
+                index += 1;
+            } else if sequence.lane() == Lane::Background && self.num_under_way > 0 {
+                // It can wait until the plan under way has ended.
                 index += 1;
             } else {
                 // Nothing is planned yet for the last one, which may be this one itself.
@@ -338,7 +395,7 @@ impl Scheduler {
     /// Running sequences have had blocks for their whole prompt since they were admitted.
     fn plan_prefills(&mut self, room: &mut Room) {
         for sequence in self.running.iter_mut().filter(|s| s.num_remaining() > 1) {
-            if room.tokens > 0 {
+            if room.tokens_of(sequence.lane()) > 0 {
                 room.plan_rest(sequence, self.step);
             }
         }
@@ -350,8 +407,16 @@ impl Scheduler {
     /// it. That is the next step; with a plan under way, the one after.
     fn admit_waiting(&mut self, room: &mut Room, now: Instant) {
         self.stats.waiting_for_prefix = 0;
+        if room.tokens > 0 {
+            self.background.look_again();
+        }
         let mut index = 0;
-        while index < self.waiting.len() && room.tokens > 0 && room.seqs > 0 {
+        while index < self.waiting.len() {
+            let lane = self.waiting[index].lane();
+            let may_push = lane == Lane::Interactive;
+            if room.tokens_of(lane) == 0 || (room.seqs == 0 && !(may_push && self.make_way(room))) {
+                break;
+            }
             match self.admit(index) {
                 Admit::Admitted(cached_tokens) => {
                     let mut sequence = self.waiting.remove(index).expect("it is there");
@@ -365,8 +430,12 @@ impl Scheduler {
                 Admit::AwaitsConstraint => index += 1,
                 Admit::AwaitsPeer => {
                     self.stats.waiting_for_prefix += 1;
+                    if lane == Lane::Interactive {
+                        self.background.await_prefix();
+                    }
                     index += 1;
                 }
+                Admit::NoBlocks if may_push && self.make_way(room) => {}
                 // Those behind could fit, but if they passed, a long request might never.
                 Admit::NoBlocks => break,
             }
@@ -446,15 +515,6 @@ impl Scheduler {
             FinishReason::Stop => self.stats.finished_stop += 1,
             FinishReason::Length => self.stats.finished_length += 1,
         }
-    }
-}
-
-impl Room {
-    /// As much of the sequence as there are tokens.
-    fn plan_rest(&mut self, sequence: &mut Sequence, step: u64) {
-        let num_tokens = sequence.num_remaining().min(self.tokens);
-        sequence.plan(step, num_tokens);
-        self.tokens -= num_tokens;
     }
 }
 

@@ -4,7 +4,7 @@ use super::blocks::{BlockTable, HashChain};
 use super::constraint::{Allowed, Constraint, ConstraintError, TokenMask, Wake};
 use super::plan::{Chunk, ChunkInput, ChunkOutput, PromptScore, SampleStep, SequenceId};
 use super::pooling::Pooling;
-use super::request::{Event, FinishReason, Request, SamplingParams, TokenLogprobs};
+use super::request::{Event, FinishReason, Lane, Request, SamplingParams, TokenLogprobs};
 use models::TokenId;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ pub struct Sequence {
     id: SequenceId,
     arrival: Instant,
     priority: i32,
+    lane: Lane,
     params: Arc<SamplingParams>,
     pooling: Option<Pooling>,
     prompt_len: usize,
@@ -78,6 +79,7 @@ impl Sequence {
             id,
             arrival,
             priority: request.priority,
+            lane: request.lane,
             params: Arc::new(request.sampling),
             pooling: request.pooling,
             prompt_len: request.prompt.len(),
@@ -106,6 +108,10 @@ impl Sequence {
 
     pub fn priority(&self) -> i32 {
         self.priority
+    }
+
+    pub fn lane(&self) -> Lane {
+        self.lane
     }
 
     pub fn prompt_len(&self) -> usize {

@@ -4,6 +4,7 @@ use super::error::{ApiError, RequestError};
 use super::state::Context;
 use super::{anthropic, dashscope};
 use crate::engine::CacheSalt;
+use crate::jobs::Owner;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
@@ -54,7 +55,28 @@ impl KeyRing {
     }
 }
 
+impl KeyRing {
+    /// Whoever owns files and jobs, as long as their key is known.
+    pub fn client_of(&self, owner: &Owner) -> Option<Client> {
+        let none = Client { key_digest: None };
+        if self.digests.is_empty() {
+            return (none.owner() == *owner).then_some(none);
+        }
+        let mut clients = self.digests.iter().map(|digest| Client { key_digest: Some(*digest) });
+        clients.find(|client| client.owner() == *owner)
+    }
+}
+
 impl Client {
+    /// In whose name files and jobs are kept. The digest itself is not written to any disk.
+    pub fn owner(&self) -> Owner {
+        let Some(digest) = self.key_digest else { return Owner(String::new()) };
+        let mut hasher = Sha256::new();
+        hasher.update(b"monsoon job owner");
+        hasher.update(digest);
+        Owner(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
     /// Keeps the cached prefixes of different keys, and of different salts under a key, apart.
     pub fn cache_salt(&self, salt: Option<&str>) -> CacheSalt {
         if self.key_digest.is_none() && salt.is_none() {

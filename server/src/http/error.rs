@@ -1,6 +1,7 @@
 //! The one table from error to status, code and body.
 
 use crate::engine::{EngineError, Rejected};
+use crate::jobs::{JobsError, Refused};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -11,6 +12,9 @@ pub const MESSAGE_CHARS_MAX: usize = 400;
 pub const EXCERPT_CHARS_MAX: usize = 60;
 /// Seconds after which a client may try again while the model is loading.
 const LOADING_RETRY_SECONDS: u64 = 5;
+/// The same when the store of jobs fails, and when too many files or jobs are there.
+const JOB_STORE_RETRY_SECONDS: u64 = 10;
+const JOB_LIMIT_RETRY_SECONDS: u64 = 60;
 
 /// Everything a route can answer instead of a result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +39,34 @@ pub enum ApiError {
     TextStage,
     #[error("the model computed no finite number for this input")]
     NotFinite,
+    #[error(
+        "this server does no batch jobs: it was started without a folder for them (--jobs-dir)"
+    )]
+    JobsOff,
+    #[error("the store of files and batch jobs does not answer")]
+    JobStore { retry_after_s: u64 },
+    #[error(transparent)]
+    JobLimit(Refused),
+}
+
+impl From<JobsError> for ApiError {
+    fn from(error: JobsError) -> ApiError {
+        use Refused as R;
+        match error {
+            JobsError::Refused(
+                limit @ (R::TooManyFiles { .. }
+                | R::TooManyBytes { .. }
+                | R::TooManyBatches { .. }
+                | R::TooManyUploads { .. }),
+            ) => ApiError::JobLimit(limit),
+            JobsError::Refused(refused) => RequestError::Jobs(refused).into(),
+            JobsError::Gone { id } => RequestError::Jobs(R::NoFile { id }).into(),
+            other => {
+                tracing::error!(error = %other, "files and batch jobs");
+                ApiError::JobStore { retry_after_s: JOB_STORE_RETRY_SECONDS }
+            }
+        }
+    }
 }
 
 /// The client must change the request. Messages name the field, the value and the limit.
@@ -111,6 +143,12 @@ pub enum RequestError {
          are read"
     )]
     HeadersTooLarge { headers: usize, bytes: usize, headers_max: usize, bytes_max: usize },
+    #[error("the content type is {found}, expected multipart/form-data with a boundary")]
+    NoForm { found: String },
+    #[error("the form cannot be read: {reason}")]
+    Form { reason: String },
+    #[error(transparent)]
+    Jobs(Refused),
     #[error("no API key was given: send 'Authorization: Bearer KEY'")]
     KeyMissing,
     #[error("the API key is not known")]
@@ -190,6 +228,17 @@ impl ApiError {
             }
             ApiError::NotFinite => row(S::INTERNAL_SERVER_ERROR, SERVER, "not_finite"),
             ApiError::TextStage => row(S::INTERNAL_SERVER_ERROR, SERVER, "internal_error"),
+            ApiError::JobsOff => row(S::NOT_IMPLEMENTED, SERVER, "jobs_off"),
+            ApiError::JobStore { .. } => row(S::SERVICE_UNAVAILABLE, SERVER, "job_store_failed"),
+            ApiError::JobLimit(limit) => {
+                let code = match limit {
+                    Refused::TooManyFiles { .. } => "too_many_files",
+                    Refused::TooManyBytes { .. } => "too_many_file_bytes",
+                    Refused::TooManyBatches { .. } => "too_many_batches",
+                    _ => "too_many_uploads",
+                };
+                row(S::TOO_MANY_REQUESTS, RATE_LIMIT, code)
+            }
         }
     }
 
@@ -207,6 +256,8 @@ impl ApiError {
             | ApiError::GrammarsBusy { retry_after_s, .. }
             | ApiError::TokenizerBusy { retry_after_s, .. } => Some(*retry_after_s),
             ApiError::Loading => Some(LOADING_RETRY_SECONDS),
+            ApiError::JobStore { retry_after_s } => Some(*retry_after_s),
+            ApiError::JobLimit(_) => Some(JOB_LIMIT_RETRY_SECONDS),
             _ => None,
         }
     }
@@ -217,6 +268,8 @@ impl ApiError {
             | ApiError::BodiesInFlight { .. }
             | ApiError::TokenizerBusy { .. }
             | ApiError::GrammarsBusy { .. }
+            | ApiError::JobLimit(_)
+            | ApiError::JobStore { .. }
             | ApiError::Loading => Some(RejectionReason(self.row().code)),
             _ => None,
         }
@@ -258,7 +311,11 @@ impl RequestError {
                 row(S::PAYLOAD_TOO_LARGE, INVALID, "body_too_large")
             }
             RequestError::BodyTimeout { .. } => row(S::REQUEST_TIMEOUT, INVALID, "body_timeout"),
-            RequestError::MediaType { .. } | RequestError::ContentEncoding { .. } => {
+            RequestError::Jobs(refused) => jobs_row(refused),
+            RequestError::Form { .. } => row(S::BAD_REQUEST, INVALID, "invalid_body"),
+            RequestError::MediaType { .. }
+            | RequestError::NoForm { .. }
+            | RequestError::ContentEncoding { .. } => {
                 row(S::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_media_type")
             }
             RequestError::HeadersTooLarge { .. } => {
@@ -283,8 +340,21 @@ impl RequestError {
             | RequestError::MaxTokensTooLarge { field, .. } => Some(field),
             RequestError::Template { .. } => Some("messages"),
             RequestError::UnknownModel { .. } | RequestError::WrongTask { .. } => Some("model"),
+            RequestError::Jobs(Refused::WrongPurpose { .. }) => Some("input_file_id"),
             _ => None,
         }
+    }
+}
+
+fn jobs_row(refused: &Refused) -> Row {
+    use StatusCode as S;
+    match refused {
+        Refused::NoFile { .. } => row(S::NOT_FOUND, INVALID, "file_not_found"),
+        Refused::NoBatch { .. } => row(S::NOT_FOUND, INVALID, "batch_not_found"),
+        Refused::FileTooLong { .. } => row(S::PAYLOAD_TOO_LARGE, INVALID, "file_too_large"),
+        Refused::FileInUse { .. } => row(S::CONFLICT, INVALID, "file_in_use"),
+        Refused::HasEnded { .. } => row(S::CONFLICT, INVALID, "batch_has_ended"),
+        _ => row(S::BAD_REQUEST, INVALID, "invalid_value"),
     }
 }
 

@@ -80,11 +80,17 @@ impl Generation {
                     sampling: sampling.clone(),
                     pooling: None,
                     priority: job.common.priority,
+                    lane: context.lane(),
                     cache_salt: job.cache_salt,
                     constraint: constraint.clone(),
                 };
                 let stream = submit(context, &serving.engine, &mut admission, request)?;
-                let timer = context.metrics.sequence(job.arrived, prompt.len(), max_new_tokens);
+                let timer = context.metrics.sequence(
+                    context.lane(),
+                    job.arrived,
+                    prompt.len(),
+                    max_new_tokens,
+                );
                 let index = choices.len();
                 let (common, answer) = (&job.common, &job.answer);
                 choices.push(Choice::new(index, stream, serving, common, answer, sampling, timer));
@@ -195,7 +201,8 @@ impl Whole {
     }
 }
 
-/// Reserves places before anything is rendered. `prompt_tokens_estimate` is over all sequences.
+/// Reserves places in the context's lane before anything is rendered. `prompt_tokens_estimate` is
+/// over all sequences.
 ///
 /// Errors: 429 with `Retry-After`, or 503 when the server is ending.
 pub fn admit(
@@ -204,7 +211,8 @@ pub fn admit(
     num_sequences: usize,
     prompt_tokens_estimate: usize,
 ) -> Result<Admission, ApiError> {
-    engine.admit(num_sequences, prompt_tokens_estimate).map_err(|reason| {
+    let admitted = engine.admit_in(context.lane(), num_sequences, prompt_tokens_estimate);
+    admitted.map_err(|reason| {
         let retry_after_s = context.retry_after_s();
         ApiError::Busy { reason, retry_after_s }
     })

@@ -98,6 +98,14 @@ pub const TOOL_NAME_BYTES_MAX: usize = 128;
 pub const INSTRUCTION_BYTES_MAX: usize = 16 << 10;
 /// Text parts of one message; beyond it 400.
 pub const CONTENT_PARTS_MAX: usize = 1024;
+/// Bytes of a row's `custom_id`; beyond it the job fails.
+pub const CUSTOM_ID_BYTES_MAX: usize = 512;
+/// Bytes of the answer to a row; beyond it the row fails.
+pub const ROW_ANSWER_BYTES_MAX: usize = 256 << 20;
+/// Parts of a form; beyond it 400.
+pub const FORM_PARTS_MAX: usize = 16;
+/// Bytes of a form that are in memory at a time; beyond it 400.
+pub const FORM_BYTES_MAX: usize = 32 << 20;
 /// Bytes of one name-like field (model, user, cache_salt); beyond it 400.
 pub const NAME_BYTES_MAX: usize = 1024;
 /// Connections that wait to be accepted; the system may allow fewer. Further ones are not answered

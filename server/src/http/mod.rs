@@ -27,6 +27,10 @@ pub mod embeddings;
 pub mod judge;
 pub mod rerank;
 pub mod score;
+pub mod files;
+pub mod batches;
+pub mod rows;
+pub mod paging;
 pub mod generation;
 pub mod choice;
 pub mod wire;
@@ -41,6 +45,7 @@ mod tests;
 
 pub use auth::PUBLIC_ROUTES;
 pub use limits::{HttpConfig, UnknownFields};
+pub use rows::{RowRouter, name_of_result};
 pub use server::{Drained, listen, serve};
 pub use state::{AppState, ServedModel, Serving, ThinkingModel};
 pub use task::{Embedder, Reranker, Task};

@@ -1,5 +1,6 @@
 //! GET /openapi.json: made from the same tables that requests are read by.
 
+mod jobs;
 mod pooled;
 
 use super::fields::Field;
@@ -20,8 +21,8 @@ pub fn document(config: &HttpConfig) -> Value {
     let mut paths = Map::new();
     for (method, path) in ROUTES {
         let methods = paths.entry(*path).or_insert_with(|| json!({}));
-        methods[*method] = operation(path, config);
-        if *method == "delete" {
+        methods[*method] = operation(method, path, config);
+        if (*method, *path) == ("delete", "/v1/responses/{id}") {
             methods[*method]["operationId"] = "deleteResponse".into();
             methods[*method]["summary"] = "Forget a response".into();
         }
@@ -46,7 +47,7 @@ pub fn document(config: &HttpConfig) -> Value {
     document
 }
 
-fn operation(path: &str, config: &HttpConfig) -> Value {
+fn operation(method: &str, path: &str, config: &HttpConfig) -> Value {
     let mut operation = match path {
         "/v1/chat/completions" => generate(
             "createChatCompletion",
@@ -91,13 +92,14 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         }
         other => {
             let operation = pooled::operation(other).or_else(|| dashscope(other));
-            operation.unwrap_or_else(|| unreachable!("{other} is described"))
+            let operation = operation.or_else(|| jobs::operation(method, other));
+            operation.unwrap_or_else(|| unreachable!("{method} {other} is described"))
         }
     };
     if path.contains("{id}") {
         let (description, missing) = match path.starts_with("/v1/models") {
             true => ("A name from /v1/models; it may contain slashes.", "No such model"),
-            false => ("The id of a response.", "No such response"),
+            false => jobs::id_of(path).unwrap_or(("The id of a response.", "No such response")),
         };
         operation["parameters"] = json!([{
             "name": "id", "in": "path", "required": true, "description": description,
@@ -236,6 +238,9 @@ fn schemas(config: &HttpConfig) -> Value {
         schemas[name] = schema;
     }
     schemas["DashScopeError"] = object(json!({"code": text, "message": text, "request_id": text}));
+    if let (Value::Object(all), Value::Object(more)) = (&mut schemas, jobs::schemas(config)) {
+        all.extend(more);
+    }
     schemas
 }
 

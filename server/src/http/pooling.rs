@@ -106,6 +106,7 @@ pub async fn run(context: &Context, serving: &Serving, job: Job) -> Result<Answe
             sampling,
             pooling,
             priority,
+            lane: context.lane(),
             cache_salt,
             constraint: None,
         };

@@ -2,6 +2,7 @@
 
 use super::anthropic::{count_tokens, messages};
 use super::auth::{authenticate, refuse};
+use super::batches::{self, get_batch, list_batches};
 use super::chat_completions::chat_completions;
 use super::completions::completions;
 use super::dashscope::multimodal_generation::multimodal_generation;
@@ -11,6 +12,7 @@ use super::dashscope::text_rerank::text_rerank;
 use super::dashscope::tokenizer::tokenizer;
 use super::embeddings::embeddings;
 use super::error::{RejectionReason, RequestError, excerpt};
+use super::files::{delete_file, file_content, get_file, list_files, upload};
 use super::health::{health, ping, version};
 use super::limits::REQUEST_ID_BYTES_MAX;
 use super::metrics_endpoint::metrics;
@@ -52,6 +54,15 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("post", "/api/v1/services/embeddings/text-embedding/text-embedding"),
     ("post", "/api/v1/services/rerank/text-rerank/text-rerank"),
     ("post", "/api/v1/tokenizer"),
+    ("post", "/v1/files"),
+    ("get", "/v1/files"),
+    ("get", "/v1/files/{id}"),
+    ("delete", "/v1/files/{id}"),
+    ("get", "/v1/files/{id}/content"),
+    ("post", "/v1/batches"),
+    ("get", "/v1/batches"),
+    ("get", "/v1/batches/{id}"),
+    ("post", "/v1/batches/{id}/cancel"),
     ("post", "/tokenize"),
     ("post", "/detokenize"),
     ("get", "/v1/models"),
@@ -76,6 +87,20 @@ pub fn without_prefix(uri: Uri) -> Uri {
 }
 
 pub fn router(context: Context) -> Router {
+    routes()
+        .layer(from_fn_with_state(context.clone(), check_headers))
+        .layer(from_fn_with_state(context.clone(), authenticate))
+        .layer(from_fn_with_state(context.clone(), count_answers))
+        .layer(from_fn(name_request))
+        .with_state(context)
+}
+
+/// For the rows of batch jobs, which carry their `Client` already.
+pub fn row_router(context: Context) -> Router {
+    routes().layer(from_fn(name_request)).with_state(context)
+}
+
+fn routes() -> Router<Context> {
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(completions))
@@ -98,6 +123,12 @@ pub fn router(context: Context) -> Router {
         .route("/api/v1/services/embeddings/text-embedding/text-embedding", post(text_embedding))
         .route("/api/v1/services/rerank/text-rerank/text-rerank", post(text_rerank))
         .route("/api/v1/tokenizer", post(tokenizer))
+        .route("/v1/files", post(upload).get(list_files))
+        .route("/v1/files/{id}", get(get_file).delete(delete_file))
+        .route("/v1/files/{id}/content", get(file_content))
+        .route("/v1/batches", post(batches::create).get(list_batches))
+        .route("/v1/batches/{id}", get(get_batch))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/v1/models", get(list_models))
@@ -109,11 +140,6 @@ pub fn router(context: Context) -> Router {
         .route("/ping", get(ping))
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(context.clone(), check_headers))
-        .layer(from_fn_with_state(context.clone(), authenticate))
-        .layer(from_fn_with_state(context.clone(), count_answers))
-        .layer(from_fn(name_request))
-        .with_state(context)
 }
 
 /// Every answer names its request: by the client's own id, else by one of ours.

@@ -2,8 +2,10 @@
 
 use super::limits::{BACKLOG, HttpConfig};
 use super::router::{router, without_prefix};
+use super::rows::RowRouter;
 use super::stall::StallGuard;
 use super::state::{AppState, Context};
+use crate::jobs::runner::run as run_jobs;
 use axum::Router;
 use axum::body::Body;
 use hyper::server::conn::http1;
@@ -51,6 +53,12 @@ pub async fn serve(
     let places = Arc::new(Semaphore::new(config.connections_max));
     let context = Context::new(config, state);
     let router = router(context.clone());
+    // Ends with this function: what it was doing is done after the next start.
+    let mut job_runner = JoinSet::new();
+    if let Ok(jobs) = context.jobs() {
+        let rows = RowRouter::new(context.in_background());
+        job_runner.spawn(run_jobs(jobs.clone(), Arc::new(rows)));
+    }
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -72,6 +80,7 @@ pub async fn serve(
         });
     }
     drop(listener);
+    job_runner.shutdown().await;
     context.drain();
     match tokio::time::timeout(drain_timeout, graceful.shutdown()).await {
         Ok(()) => Drained::All,

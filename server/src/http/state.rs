@@ -5,7 +5,8 @@ use super::error::ApiError;
 use super::limits::HttpConfig;
 use super::responses::store::ResponseStore;
 use super::task::Task;
-use crate::engine::EngineHandle;
+use crate::engine::{EngineHandle, Lane};
+use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::text::{TextStage, ToolFormat};
 use models::{GenerationDefaults, TokenId};
@@ -62,6 +63,7 @@ impl ThinkingModel {
 #[derive(Clone, Default)]
 pub struct AppState {
     serving: Arc<OnceLock<Serving>>,
+    jobs: Arc<OnceLock<Jobs>>,
 }
 
 impl AppState {
@@ -73,16 +75,27 @@ impl AppState {
     pub fn set_serving(&self, serving: Serving) {
         assert!(!serving.model.names.is_empty(), "a served model has a name");
         assert!(self.serving.set(serving).is_ok(), "a model is loaded once");
+        if let Some(jobs) = self.jobs.get() {
+            jobs.look_again();
+        }
     }
 
     pub fn serving(&self) -> Option<&Serving> {
         self.serving.get()
     }
+
+    /// Files and batch jobs are served; without it they are not. Panics if called twice.
+    pub fn set_jobs(&self, jobs: Jobs) {
+        assert!(self.jobs.set(jobs).is_ok(), "jobs are opened once");
+    }
 }
 
 /// What each handler gets.
 #[derive(Clone)]
-pub struct Context(Arc<Inner>);
+pub struct Context {
+    inner: Arc<Inner>,
+    lane: Lane,
+}
 
 pub struct Inner {
     pub config: HttpConfig,
@@ -92,19 +105,21 @@ pub struct Inner {
     state: AppState,
     draining: AtomicBool,
     body_bytes: AtomicUsize,
+    /// The same of requests in the background, which take nobody's room.
+    background_body_bytes: AtomicUsize,
 }
 
 impl std::ops::Deref for Context {
     type Target = Inner;
     fn deref(&self) -> &Inner {
-        &self.0
+        &self.inner
     }
 }
 
 impl Context {
     pub fn new(config: HttpConfig, state: AppState) -> Self {
         let keys = KeyRing::new(&config.api_keys);
-        Self(Arc::new(Inner {
+        let inner = Inner {
             config,
             keys,
             metrics: Metrics::new(),
@@ -112,12 +127,29 @@ impl Context {
             state,
             draining: AtomicBool::new(false),
             body_bytes: AtomicUsize::new(0),
-        }))
+            background_body_bytes: AtomicUsize::new(0),
+        };
+        Self { inner: Arc::new(inner), lane: Lane::Interactive }
+    }
+
+    /// The same server, for requests that nobody waits for: all that is done with the result is
+    /// done in the background.
+    pub fn in_background(&self) -> Context {
+        Context { inner: Arc::clone(&self.inner), lane: Lane::Background }
+    }
+
+    pub fn lane(&self) -> Lane {
+        self.lane
     }
 
     /// Errors: still loading.
     pub fn serving(&self) -> Result<&Serving, ApiError> {
         self.state.serving().ok_or(ApiError::Loading)
+    }
+
+    /// Errors: this server does no batch jobs.
+    pub fn jobs(&self) -> Result<&Jobs, ApiError> {
+        self.state.jobs.get().ok_or(ApiError::JobsOff)
     }
 
     pub fn is_draining(&self) -> bool {
@@ -152,7 +184,7 @@ impl BodyReservation {
     /// Errors: the bodies in flight would exceed `bodies_bytes_max`.
     pub fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
         let bytes_max = self.context.config.bodies_bytes_max;
-        let before = self.context.body_bytes.fetch_add(bytes, Ordering::AcqRel);
+        let before = self.counter().fetch_add(bytes, Ordering::AcqRel);
         self.bytes += bytes;
         if before + bytes > bytes_max {
             let retry_after_s = self.context.retry_after_s();
@@ -162,8 +194,17 @@ impl BodyReservation {
     }
 }
 
+impl BodyReservation {
+    fn counter(&self) -> &AtomicUsize {
+        match self.context.lane {
+            Lane::Interactive => &self.context.body_bytes,
+            Lane::Background => &self.context.background_body_bytes,
+        }
+    }
+}
+
 impl Drop for BodyReservation {
     fn drop(&mut self) {
-        self.context.body_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.counter().fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }

@@ -78,6 +78,7 @@ fn request(prompt: &[u32], max_new_tokens: usize) -> Request {
         sampling: SamplingParams { max_new_tokens, ..SamplingParams::default() },
         pooling: None,
         priority: 0,
+        lane: Lane::Interactive,
         cache_salt: CacheSalt::default(),
         constraint: None,
     }
@@ -373,4 +374,19 @@ fn in_a_burst_each_request_is_answered_or_rejected() {
     );
     assert_eq!((stats.waiting, stats.waiting_tokens, stats.running), (0, 0, 0));
     assert_eq!(stats.blocks_free, stats.blocks_total);
+}
+
+#[test]
+fn the_lanes_have_places_of_their_own() {
+    let (handle, _thread, _permits) = start_engine();
+    let background = handle.admit_in(Lane::Background, 4, 40).unwrap();
+    let full = Rejected::QueueFull { waiting: 4, waiting_max: 4 };
+    assert_eq!(handle.admit_in(Lane::Background, 1, 0).err(), Some(full.clone()));
+    let interactive = handle.admit(4, 40).unwrap();
+    assert_eq!(handle.admit(1, 0).err(), Some(full));
+    assert_eq!((handle.stats().waiting, handle.stats().waiting_tokens), (8, 80));
+    drop(background);
+    assert!(handle.admit(1, 0).is_err(), "nor do places pass from one to the other");
+    drop(interactive);
+    assert_eq!((handle.stats().waiting, handle.stats().waiting_tokens), (0, 0));
 }

@@ -2,8 +2,10 @@
 
 pub mod fcfs;
 pub mod priority;
+pub mod interactive_first;
 
 pub use fcfs::Fcfs;
+pub use interactive_first::InteractiveFirst;
 pub use priority::Priority;
 
 use super::sequence::Sequence;
@@ -27,8 +29,8 @@ pub enum PolicyKind {
 impl PolicyKind {
     pub fn build(self) -> Box<dyn Policy> {
         match self {
-            PolicyKind::Fcfs => Box::new(Fcfs),
-            PolicyKind::Priority => Box::new(Priority),
+            PolicyKind::Fcfs => Box::new(InteractiveFirst(Fcfs)),
+            PolicyKind::Priority => Box::new(InteractiveFirst(Priority)),
         }
     }
 }

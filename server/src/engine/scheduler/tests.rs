@@ -29,6 +29,7 @@ fn request(prompt: std::ops::Range<u32>, max_new_tokens: usize) -> Request {
         sampling: SamplingParams { max_new_tokens, ..SamplingParams::default() },
         pooling: None,
         priority: 0,
+        lane: Lane::Interactive,
         cache_salt: CacheSalt::default(),
         constraint: None,
     }
@@ -553,4 +554,105 @@ fn who_awaits_a_prefix_waits_until_it_is_committed() {
     bench.commit(ahead);
     bench.commit(next);
     assert_eq!(bench.cached_tokens(1), 8);
+}
+
+fn in_background(request: Request) -> Request {
+    Request { lane: Lane::Background, ..request }
+}
+
+#[test]
+fn whoever_waits_goes_before_the_background_under_every_policy() {
+    for policy in [PolicyKind::Fcfs, PolicyKind::Priority] {
+        let mut bench = Bench::new(EngineConfig { max_num_seqs: 1, policy, ..config() });
+        bench.add(Request { priority: -5, ..in_background(request(0..1, 1)) });
+        bench.add(in_background(request(10..11, 1)));
+        bench.add(Request { priority: 5, ..request(20..21, 1) });
+        bench.add(Request { priority: 5, ..request(30..31, 1) });
+        let order: Vec<u64> = bench.run_to_end().iter().map(|step| step[0].0).collect();
+        assert_eq!(order, [2, 3, 0, 1], "{policy:?}");
+    }
+}
+
+#[test]
+fn the_background_gives_its_place_and_blocks_to_whoever_waits() {
+    // One place, or so few blocks that the two do not fit beside each other.
+    for small in [
+        EngineConfig { max_num_seqs: 1, ..config() },
+        EngineConfig { num_blocks: 5, prefix_caching: PrefixCaching::Disabled, ..config() },
+    ] {
+        let mut bench = Bench::new(small);
+        let background = bench.add(in_background(request(0..8, 8)));
+        bench.step();
+        bench.step();
+        let waiting = bench.add(request(50..58, 3));
+        for (step, num_tokens) in [8, 1, 1].into_iter().enumerate() {
+            assert_eq!(bench.step(), [(waiting, num_tokens)], "step {step}");
+        }
+        assert_eq!(bench.scheduler.stats().preemptions, 1);
+        bench.run_to_end();
+        assert_eq!((bench.num_tokens(background), bench.num_tokens(waiting)), (8, 3));
+    }
+}
+
+#[test]
+fn the_background_makes_way_with_a_plan_under_way_too() {
+    let mut bench = Bench::new(EngineConfig { max_num_seqs: 1, ..config() });
+    let background = bench.add(in_background(request(0..4, 6)));
+    let first = bench.schedule().expect("a plan");
+    let waiting = bench.add(request(50..54, 2));
+    assert!(bench.schedule().is_none(), "nothing is preempted for a plan made ahead");
+    bench.commit(first);
+    assert_eq!(bench.step(), [(waiting, 4)]);
+    bench.run_to_end();
+    assert_eq!((bench.num_tokens(background), bench.num_tokens(waiting)), (6, 2));
+}
+
+#[test]
+fn beside_whoever_waits_the_background_has_a_part_of_one_step_in_many() {
+    let mut bench = Bench::new(EngineConfig { num_blocks: 256, max_model_len: 900, ..config() });
+    let waiting = bench.add(request(0..2, 600));
+    let background = bench.add(in_background(request(50..58, 4)));
+    let mut steps_with = Vec::new();
+    for step in 1..=400 {
+        let chunks = bench.step();
+        assert_eq!(chunks[0].0, waiting);
+        match &chunks[1..] {
+            [] => {}
+            [(id, num_tokens)] => {
+                let most = config().max_num_batched_tokens / background::BACKGROUND_PARTS;
+                assert!(*id == background && *num_tokens <= most);
+                steps_with.push(step);
+            }
+            more => panic!("{more:?}"),
+        }
+    }
+    let interval = background::BACKGROUND_INTERVAL;
+    assert_eq!(steps_with, [interval, 2 * interval, 3 * interval]);
+}
+
+#[test]
+fn the_background_has_whole_steps_when_it_is_alone_and_small_ones_after_others() {
+    let mut bench = Bench::new(config());
+    bench.add(in_background(request(0..40, 1)));
+    assert_eq!(bench.step(), [(0, 16)]);
+    bench.add(request(50..52, 1));
+    assert_eq!(bench.step(), [(1, 2)]);
+    assert_eq!(bench.step(), [(0, 1)], "somebody waited a moment ago");
+    let later = bench.start + Duration::from_secs(1000) + background::QUIET;
+    let plan = bench.scheduler.schedule(later).expect("work");
+    assert_eq!(chunks_of(&plan), [(0, 16)]);
+}
+
+#[test]
+fn a_prefix_that_the_background_computes_is_computed_at_the_pace_of_who_awaits_it() {
+    let mut bench = Bench::new(config());
+    bench.add(in_background(request(0..40, 1)));
+    assert_eq!(bench.step(), [(0, 16)]);
+    let waiting = bench.add(request(0..40, 1));
+    // First it is seen that it awaits; its blocks then come at full steps.
+    assert_eq!(bench.step(), [(0, 1)]);
+    assert_eq!(bench.step(), [(0, 16)]);
+    assert_eq!(bench.step(), [(0, 7)]);
+    assert_eq!(bench.step()[0].0, waiting);
+    assert_eq!(bench.cached_tokens(waiting), 36);
 }
