@@ -358,7 +358,7 @@ impl Answer {
             while let Some(chunk) = body.chunk() {
                 answer.body.extend(chunk);
             }
-        } else {
+        } else if answer.status != 304 {
             let length = answer.header("content-length").expect("a length").parse();
             answer.body = body.take(length.expect("a number"));
         }

@@ -2,6 +2,7 @@
 
 use super::fields::Field;
 use super::limits::HttpConfig;
+use super::page::{self, WebPage};
 use super::router::ROUTES;
 use super::state::Context;
 use super::{chat_completions, completions, tokenize};
@@ -16,7 +17,7 @@ pub async fn openapi(State(context): State<Context>) -> Json<Value> {
 /// The whole document, OpenAPI 3.1.
 pub fn document(config: &HttpConfig) -> Value {
     let mut paths = Map::new();
-    for (method, path) in ROUTES {
+    for (method, path) in ROUTES.iter().filter(|(_, path)| is_there(path, config)) {
         let methods = paths.entry(*path).or_insert_with(|| json!({}));
         methods[*method] = operation(path, config);
         if *method == "delete" {
@@ -42,6 +43,10 @@ pub fn document(config: &HttpConfig) -> Value {
         document["security"] = json!([{"bearer": []}]);
     }
     document
+}
+
+fn is_there(path: &str, config: &HttpConfig) -> bool {
+    path != page::PATH || config.web_page == WebPage::Served
 }
 
 fn operation(path: &str, config: &HttpConfig) -> Value {
@@ -87,6 +92,13 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
                 json!({"text/plain": {"schema": {"type": "string"}}});
             operation
         }
+        page::PATH => {
+            let mut operation = read("page", "A web page: chat, and what the server does", "Error");
+            operation["responses"]["200"]["content"] =
+                json!({"text/html": {"schema": {"type": "string"}}});
+            operation["responses"]["304"] = json!({"description": "The client has the page"});
+            operation
+        }
         other => unreachable!("{other} is described"),
     };
     if path.contains("{id}") {
@@ -102,6 +114,9 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
     }
     if super::auth::PUBLIC_ROUTES.contains(&path) {
         operation["security"] = json!([]);
+        if path == page::PATH {
+            return operation;
+        }
         operation["responses"]["503"] = response("Health", "Loading, stuck, stopped or draining");
     } else if !config.api_keys.is_empty() {
         operation["responses"]["401"] = error_response("No API key, or an unknown one");

@@ -10,6 +10,7 @@ use super::limits::REQUEST_ID_BYTES_MAX;
 use super::metrics_endpoint::metrics;
 use super::models::{get_model, list_models};
 use super::openapi::openapi;
+use super::page::{self, WebPage};
 use super::responses;
 use super::state::Context;
 use super::tokenize::{detokenize, tokenize};
@@ -42,10 +43,16 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("get", "/openapi.json"),
     ("get", "/version"),
     ("get", "/ping"),
+    ("get", page::PATH),
 ];
 
 pub fn router(context: Context) -> Router {
+    let page = match context.config.web_page {
+        WebPage::Served => Router::new().route(page::PATH, get(page::page)),
+        WebPage::Absent => Router::new(),
+    };
     Router::new()
+        .merge(page)
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(completions))
         .route("/v1/messages", post(messages))
