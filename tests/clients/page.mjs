@@ -142,6 +142,10 @@ async function scripts(browser) {
     await set(page, "Max tokens", "32");
     await say(page, `Repeat this sentence, and nothing else: ${ARABIC}`);
     await ended(page);
+    const own = await lastText(page).locator("> *").evaluateAll((all) =>
+      all.filter((p) => /^\P{L}*\p{Script=Arabic}/u.test(p.textContent))
+        .map((p) => getComputedStyle(p).direction));
+    check(own.length > 0 && own.every((direction) => direction === "rtl"), `the model's Arabic: ${own}`);
     await set(page, "Max tokens", "64");
     await say(page, `${ARABIC}\n\n${THAI}\n\n${HEBREW} Monsoon`);
     await ended(page);
@@ -162,7 +166,7 @@ async function scripts(browser) {
     check(colorScheme === "dark" ? lightness < 60 : lightness > 200, `${colorScheme}: ${ground}`);
     const found = await accessibility(page);
     check(found.length === 0, `${colorScheme}: ${found.join("; ")}`);
-    await page.evaluate(() => { document.getElementById("log").scrollTop = 1e9; });
+    await page.locator(".side").evaluate((side) => { side.scrollTop = 0; });
     await page.screenshot({ path: `${folder}/page-${colorScheme}.png` });
     await leave(page);
   }
@@ -192,8 +196,8 @@ async function accessibility(page) {
 async function phone(browser) {
   const page = await visit(browser, open, { viewport: PHONE, hasTouch: true, isMobile: true });
   await ready(page);
-  await set(page, "Temperature", "0").catch(() => {});
   await page.getByText("Settings", { exact: true }).click();
+  await set(page, "Temperature", "0");
   await set(page, "Max tokens", "24");
   await page.getByText("Settings", { exact: true }).click();
   await say(page, `${THAI}: supercalifragilisticexpialidocious${"long".repeat(40)}`);
@@ -210,20 +214,22 @@ async function phone(browser) {
 async function keyboard(browser) {
   const page = await visit(browser, open);
   await ready(page);
-  await page.evaluate(() => document.activeElement.blur());
+  await page.focus(".skip");
+  await page.keyboard.press("Shift");
   const order = [];
-  for (let i = 0; i < 16; i++) {
-    await page.keyboard.press("Tab");
+  for (let i = 0; i < 15; i++) {
     const [name, seen] = await page.evaluate(() => {
       const element = document.activeElement;
-      return [element.id || element.textContent.trim(), getComputedStyle(element).outlineStyle];
+      const name = element.id || element.textContent.trim().slice(0, 40);
+      return [name, getComputedStyle(element).outlineStyle];
     });
+    await page.keyboard.press("Tab");
     check(seen !== "none", `focus on ${name} is seen`);
     order.push(name);
   }
   const expected = ["To the message field", "model", "new", "Live", "Settings", "key", "system",
     "temperature", "top_p", "max_tokens", "seed", "thinking", "log", "message", "send"];
-  check(order.slice(0, expected.length).join() === expected.join(), `the order is ${order}`);
+  check(order.join() === expected.join(), `the order is ${order}`);
   await leave(page);
 }
 
