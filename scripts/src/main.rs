@@ -2,6 +2,7 @@
 
 mod clients;
 mod cuda_toolchain;
+mod debian;
 mod floor;
 mod fuzz;
 mod kernel_report;
@@ -29,8 +30,9 @@ enum Chore {
     CudaToolchain,
     /// Write what is known of the GPU kernels without a GPU to kernels/REPORT.md, or check it
     KernelReport(kernel_report::Args),
-    /// Talk to a running server with the published client SDKs (part of `test`)
-    Clients,
+    /// Talk to running servers with published clients, a browser and a fuzzer of APIs (part of
+    /// `test`)
+    Clients(clients::Args),
     /// Fuzz the parsers of outside data: checkpoint headers and request bodies
     Fuzz(fuzz::Args),
     /// Serve one model with two processes under mpirun, and lose one of them
@@ -50,7 +52,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Test => test::run(),
         Chore::CudaToolchain => cuda_toolchain::run(),
         Chore::KernelReport(args) => kernel_report::run(&args),
-        Chore::Clients => clients::run(),
+        Chore::Clients(args) => clients::run(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Mpi(args) => mpi::run(&args),
         Chore::Soak(args) => soak::run(&args),

@@ -5,7 +5,7 @@ use super::limits::HttpConfig;
 use super::page::{self, WebPage};
 use super::router::ROUTES;
 use super::state::Context;
-use super::{chat_completions, completions, tokenize};
+use super::{anthropic, chat_completions, completions, tokenize};
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
@@ -121,7 +121,18 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
     } else if !config.api_keys.is_empty() {
         operation["responses"]["401"] = error_response("No API key, or an unknown one");
     }
+    if path.starts_with(anthropic::PATH) {
+        errors_as_anthropic(&mut operation);
+    }
     operation
+}
+
+/// This API has errors of a shape of its own.
+fn errors_as_anthropic(operation: &mut Value) {
+    let responses = operation["responses"].as_object_mut().into_iter().flatten();
+    for (_, response) in responses.filter(|(code, _)| *code != "200") {
+        response["content"]["application/json"]["schema"] = reference("AnthropicError");
+    }
 }
 
 fn generate(id: &str, summary: &str, request: &str, reply: &str) -> Value {
@@ -223,6 +234,10 @@ fn schemas(config: &HttpConfig) -> Value {
         })),
         "Version": object(json!({"version": text})),
         "AnyObject": {"type": "object"},
+        "AnthropicError": object(json!({
+            "type": {"const": "error"},
+            "error": object(json!({"type": text, "message": text})),
+        })),
         "Error": object(json!({"error": object(json!({
             "message": text,
             "type": text,
