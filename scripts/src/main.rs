@@ -3,6 +3,7 @@
 mod clients;
 mod cuda_toolchain;
 mod debian;
+mod docs;
 mod floor;
 mod fuzz;
 mod kernel_report;
@@ -33,6 +34,8 @@ enum Chore {
     /// Talk to running servers with published clients, a browser and a fuzzer of APIs (part of
     /// `test`)
     Clients(clients::Args),
+    /// Write the pages of server/docs/api from the tables that requests are read by
+    Docs,
     /// Fuzz the parsers of outside data: checkpoint headers and request bodies
     Fuzz(fuzz::Args),
     /// Serve one model with two processes under mpirun, and lose one of them
@@ -53,6 +56,7 @@ fn main() -> anyhow::Result<()> {
         Chore::CudaToolchain => cuda_toolchain::run(),
         Chore::KernelReport(args) => kernel_report::run(&args),
         Chore::Clients(args) => clients::run(&args),
+        Chore::Docs => docs::run(),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Mpi(args) => mpi::run(&args),
         Chore::Soak(args) => soak::run(&args),
