@@ -17,8 +17,8 @@ const DEPTH_MAX: usize = 6;
 const MADE: &str = "<!-- Made by `cargo xtask docs`; changes are lost. -->\n";
 
 /// Parameters of OpenAI's API for chats, as its reference lists them.
-const OPENAI_CHAT: &str = "messages model audio frequency_penalty function_call functions logit_bias \
-    logprobs max_completion_tokens max_tokens metadata modalities n parallel_tool_calls prediction \
+const OPENAI_CHAT: &str = "messages model audio frequency_penalty function_call functions \
+    logit_bias logprobs max_completion_tokens max_tokens metadata modalities n parallel_tool_calls prediction \
     presence_penalty prompt_cache_key prompt_cache_retention reasoning_effort response_format \
     safety_identifier seed service_tier stop store stream stream_options temperature tool_choice \
     tools top_logprobs top_p user verbosity web_search_options";
@@ -28,8 +28,8 @@ const OPENAI_COMPLETIONS: &str = "prompt model best_of echo frequency_penalty lo
 /// What vLLM 0.32 adds to both.
 const VLLM: &str = "use_beam_search top_k min_p repetition_penalty length_penalty stop_token_ids \
     include_stop_str_in_output ignore_eos min_tokens skip_special_tokens \
-    spaces_between_special_tokens truncate_prompt_tokens prompt_logprobs allowed_token_ids bad_words \
-    add_special_tokens structured_outputs guided_json guided_regex guided_choice guided_grammar \
+    spaces_between_special_tokens truncate_prompt_tokens prompt_logprobs allowed_token_ids \
+    bad_words add_special_tokens structured_outputs guided_json guided_regex guided_choice guided_grammar \
     guided_decoding_backend guided_whitespace_pattern priority request_id logits_processors \
     return_tokens_as_token_ids return_token_ids cache_salt kv_transfer_params vllm_xargs \
     logprob_token_ids";
@@ -186,7 +186,8 @@ fn page(document: &Value, path: &str, methods: &Map<String, Value>) -> String {
             text.push_str(&request(schema));
         }
         text.push_str("\n### Answers\n\n| Status | | |\n|---|---|---|\n");
-        for (status, response) in operation["responses"].as_object().into_iter().flatten() {
+        let responses = operation["responses"].as_object().into_iter().flatten();
+        for (status, response) in responses.collect::<BTreeMap<_, _>>() {
             let doc = response["description"].as_str().unwrap_or_default();
             let kinds = response["content"].as_object().into_iter().flatten();
             let kinds: Vec<String> = kinds
@@ -274,7 +275,10 @@ fn outline(document: &Value, schema: &Value, depth: usize, text: &mut String) {
         let required = schema["required"].as_array();
         let is_certain = required.is_some_and(|names| names.iter().any(|n| n == name));
         let certain = if is_certain { "" } else { ", not always" };
-        writeln!(text, "{indent}- `{name}`: {}{certain}", kind(property)).expect("a string");
+        let may_be_null =
+            property["type"].as_array().is_some_and(|t| t.iter().any(|t| t == "null"));
+        let null = if may_be_null { " or null" } else { "" };
+        writeln!(text, "{indent}- `{name}`: {}{null}{certain}", kind(property)).expect("a string");
         if depth < DEPTH_MAX {
             let items = &property["items"];
             let inner = if items.is_object() { items } else { property };

@@ -121,7 +121,9 @@ async function stop(browser) {
   await ready(page);
   for (const how of ["Escape", "button"]) {
     await say(page, "Write a very long story about the sea.");
-    await page.waitForFunction(() => [...document.querySelectorAll("article .text")].at(-1).textContent);
+    await page.waitForFunction(() =>
+      [...document.querySelectorAll("article .text")].at(-1).textContent);
+    await page.waitForFunction(() => document.getElementById("running").textContent === "1");
     if (how === "Escape") await page.keyboard.press("Escape");
     else await page.getByRole("button", { name: "Stop" }).click();
     await ended(page);
