@@ -17,26 +17,31 @@ const DEPTH_MAX: usize = 6;
 const MADE: &str = "<!-- Made by `cargo xtask docs`; changes are lost. -->\n";
 
 /// Parameters of OpenAI's API for chats, as its reference lists them.
-const OPENAI_CHAT: &str = "messages model audio frequency_penalty function_call functions \
-    logit_bias logprobs max_completion_tokens max_tokens metadata modalities n parallel_tool_calls prediction \
+const OPENAI_CHAT: &str = "\
+    messages model audio frequency_penalty function_call functions logit_bias logprobs \
+    max_completion_tokens max_tokens metadata modalities n parallel_tool_calls prediction \
     presence_penalty prompt_cache_key prompt_cache_retention reasoning_effort response_format \
     safety_identifier seed service_tier stop store stream stream_options temperature tool_choice \
     tools top_logprobs top_p user verbosity web_search_options";
 /// The same for completions.
-const OPENAI_COMPLETIONS: &str = "prompt model best_of echo frequency_penalty logit_bias logprobs \
-    max_tokens n presence_penalty seed stop stream stream_options suffix temperature top_p user";
+const OPENAI_COMPLETIONS: &str = "\
+    prompt model best_of echo frequency_penalty logit_bias logprobs max_tokens n \
+    presence_penalty seed stop stream stream_options suffix temperature top_p user";
 /// What vLLM 0.32 adds to both.
-const VLLM: &str = "use_beam_search top_k min_p repetition_penalty length_penalty stop_token_ids \
+const VLLM: &str = "\
+    use_beam_search top_k min_p repetition_penalty length_penalty stop_token_ids \
     include_stop_str_in_output ignore_eos min_tokens skip_special_tokens \
     spaces_between_special_tokens truncate_prompt_tokens prompt_logprobs allowed_token_ids \
-    bad_words add_special_tokens structured_outputs guided_json guided_regex guided_choice guided_grammar \
-    guided_decoding_backend guided_whitespace_pattern priority request_id logits_processors \
-    return_tokens_as_token_ids return_token_ids cache_salt kv_transfer_params vllm_xargs \
-    logprob_token_ids";
-const VLLM_CHAT: &str = "echo add_generation_prompt continue_final_message documents chat_template \
+    bad_words add_special_tokens structured_outputs guided_json guided_regex guided_choice \
+    guided_grammar guided_decoding_backend guided_whitespace_pattern priority request_id \
+    logits_processors return_tokens_as_token_ids return_token_ids cache_salt kv_transfer_params \
+    vllm_xargs logprob_token_ids";
+const VLLM_CHAT: &str = "\
+    echo add_generation_prompt continue_final_message documents chat_template \
     chat_template_kwargs mm_processor_kwargs media_io_kwargs include_reasoning \
     thinking_token_budget";
-const VLLM_COMPLETIONS: &str = "prompt_embeds response_format";
+const VLLM_COMPLETIONS: &str = "\
+    prompt_embeds response_format";
 
 /// Parameters that may go unserved without a refusal, since the answer does not depend on them.
 const HARMLESS: [(&str, &str); 5] = [

@@ -1,5 +1,5 @@
-"""Uses Qwen-Agent as it is on a running Monsoon: calls of functions by its own prompt, for which the
-server must return the text untouched, and by the API ("raw API").
+"""Uses Qwen-Agent as it is on a running Monsoon: calls of functions by its own prompt, for which
+the server must return the text untouched, and by the API ("raw API").
 
     python qwen_agent_sdk.py http://127.0.0.1:8000 http://127.0.0.1:8001
 

@@ -53,7 +53,8 @@ async function connect() {
       if (error.status === 401) {
         $("settings").open = true;
         key.setAttribute("aria-invalid", "true");
-        $("state").textContent = key.value ? "The API key is not known." : "This server wants an API key.";
+        const [unknown, missing] = ["The API key is not known.", "This server wants an API key."];
+        $("state").textContent = key.value ? unknown : missing;
         return;
       }
     }
@@ -70,7 +71,8 @@ function options() {
     if (!input.checkValidity()) {
       $("settings").open = true;
       input.focus();
-      throw new Error(`${input.labels[0].firstChild.textContent.trim()}: ${input.validationMessage}`);
+      const label = input.labels[0].firstChild.textContent.trim();
+      throw new Error(`${label}: ${input.validationMessage}`);
     }
     if (input.value !== "") fields[name] = Number(input.value);
   }
@@ -151,7 +153,8 @@ async function answer() {
     announce(told.content, false);
   };
   const take = (delta) => {
-    const reasoning = delta.reasoning_content ?? delta.reasoning ?? "", content = delta.content ?? "";
+    const reasoning = delta.reasoning_content ?? delta.reasoning ?? "";
+    const content = delta.content ?? "";
     if (!reasoning && !content) return;
     first ||= performance.now();
     if (reasoning && !told.reasoning) parts.reasoning.open = true;
@@ -260,7 +263,8 @@ function stop() {
   message.focus();
 }
 
-const seconds = (ms) => ms < 1000 ? `${Math.max(ms, 0).toFixed(0)} ms` : `${(ms / 1000).toFixed(1)} s`;
+const seconds = (ms) =>
+  ms < 1000 ? `${Math.max(ms, 0).toFixed(0)} ms` : `${(ms / 1000).toFixed(1)} s`;
 
 $("composer").addEventListener("submit", (event) => { event.preventDefault(); send(); });
 $("options").addEventListener("submit", (event) => { event.preventDefault(); message.focus(); });

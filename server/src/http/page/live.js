@@ -3,6 +3,7 @@
 
 const POLL_MS = 1000;
 const WINDOW = 60;
+const GENERATED = "monsoon_generation_tokens_total";
 let samples = [], polling = 0;
 
 /** Prometheus text as a map from a series' name, with its labels, to its value. */
@@ -10,7 +11,8 @@ function readMetrics(text) {
   const values = new Map();
   for (const line of text.split("\n")) {
     const space = line.lastIndexOf(" ");
-    if (line && line[0] !== "#" && space > 0) values.set(line.slice(0, space), Number(line.slice(space + 1)));
+    if (line[0] === "#" || space <= 0) continue;
+    values.set(line.slice(0, space), Number(line.slice(space + 1)));
   }
   return values;
 }
@@ -20,14 +22,19 @@ function median(name, from, to) {
   const counts = [];
   for (const [series, value] of to) {
     const bound = series.startsWith(`monsoon_${name}_bucket{`) && /le="([^"]+)"/.exec(series);
-    if (bound) counts.push([bound[1] === "+Inf" ? Infinity : Number(bound[1]), value - (from.get(series) ?? 0)]);
+    if (!bound) continue;
+    const top = bound[1] === "+Inf" ? Infinity : Number(bound[1]);
+    counts.push([top, value - (from.get(series) ?? 0)]);
   }
   counts.sort(([a], [b]) => a - b);
   const half = (counts.at(-1)?.[1] ?? 0) / 2;
   if (half <= 0) return null;
   let low = 0, below = 0;
   for (const [bound, count] of counts) {
-    if (count >= half) return 1000 * (bound === Infinity ? low : low + (bound - low) * (half - below) / (count - below));
+    if (count >= half) {
+      const share = (half - below) / (count - below);
+      return 1000 * (bound === Infinity ? low : low + (bound - low) * share);
+    }
     [low, below] = [bound, count];
   }
   return null;
@@ -42,13 +49,16 @@ function showLive() {
   const get = (name) => now.values.get(`monsoon_${name}`) ?? 0;
   const percent = (share) => `${(100 * share).toFixed(0)} %`;
   const rate = (a, b) => {
-    const tokens = b.values.get("monsoon_generation_tokens_total") - a.values.get("monsoon_generation_tokens_total");
+    const tokens = b.values.get(GENERATED) - a.values.get(GENERATED);
     return b.at > a.at ? Math.max(tokens, 0) * 1000 / (b.at - a.at) : 0;
   };
   const rates = samples.slice(1).map((sample, i) => rate(samples[i], sample));
   put("throughput", rate(before, now).toFixed(1));
   const top = Math.max(...rates, 1);
-  const point = (r, i) => `${(120 * (WINDOW - rates.length + i) / (WINDOW - 1)).toFixed(1)},${(30 - 28 * r / top).toFixed(1)}`;
+  const point = (r, i) => {
+    const x = 120 * (WINDOW - rates.length + i) / (WINDOW - 1), y = 30 - 28 * r / top;
+    return `${x.toFixed(1)},${y.toFixed(1)}`;
+  };
   $("trend").firstElementChild.setAttribute("points", rates.map(point).join(" "));
   const ttft = median("time_to_first_token_seconds", from.values, now.values);
   const itl = median("inter_token_latency_seconds", from.values, now.values);
@@ -75,7 +85,7 @@ async function watch() {
         if (turn !== polling) return;
         samples.push({ at: performance.now(), values });
         if (samples.length > WINDOW + 1) samples.shift();
-        if (values.has("monsoon_generation_tokens_total")) showLive();
+        if (values.has(GENERATED)) showLive();
       } catch {
         if (turn === polling) connect();
         return;

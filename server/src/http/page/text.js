@@ -1,5 +1,5 @@
 
-// A little Markdown. Text becomes text nodes only: nothing that a model writes is ever read as HTML.
+// A little Markdown. Text becomes text nodes only: nothing that a model writes is read as HTML.
 
 const ITEM = /^\s*(?:[-*+]|(\d{1,9})[.)])\s+(.*)$/;
 const FENCE = /^\s*(`{3,}|~{3,})(.*)$/;
@@ -41,14 +41,14 @@ function blocksOf(text) {
 
 /** Puts text with `code`, **strong** and *emphasis* into an element. */
 function putInline(element, text) {
-  for (const piece of text.split(/(`[^`\n]+`|\*\*[^*\n]+\*\*|\*[^*\s][^*\n]*\*)/)) {
-    if (!piece) continue;
-    const [tag, cut] = piece.length < 3 ? ["", 0] : piece[0] === "`" && piece.endsWith("`") ? ["code", 1]
-      : piece.startsWith("**") && piece.endsWith("**") && piece.length > 4 ? ["strong", 2]
-      : piece[0] === "*" && piece[1] !== "*" && piece.endsWith("*") ? ["em", 1] : ["", 0];
+  const pieces = text.split(/(`[^`\n]+`|\*\*[^*\n]+\*\*|\*[^*\s][^*\n]*\*)/);
+  pieces.forEach((piece, i) => {
+    // Every other piece is one that the pattern found.
+    const [tag, cut] = i % 2 === 0 ? ["", 0] : piece[0] === "`" ? ["code", 1]
+      : piece.startsWith("**") ? ["strong", 2] : ["em", 1];
     if (tag) element.append(make(tag, "", piece.slice(cut, -cut)));
-    else element.append(piece);
-  }
+    else if (piece) element.append(piece);
+  });
 }
 
 function elementOf([kind, content, start]) {
@@ -73,7 +73,7 @@ function elementOf([kind, content, start]) {
   return element;
 }
 
-/** Shows a text in an element again; blocks that are the same stay, so that a selection does too. */
+/** Shows a text in an element again; blocks that are the same stay, and so does a selection. */
 function show(element, text) {
   const blocks = blocksOf(text);
   const keys = blocks.map((block) => JSON.stringify(block));
