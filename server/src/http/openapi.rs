@@ -5,7 +5,7 @@ use super::limits::HttpConfig;
 use super::page::{self, WebPage};
 use super::router::ROUTES;
 use super::state::Context;
-use super::{anthropic, chat_completions, completions, tokenize};
+use super::{anthropic, chat_completions, completions, responses, tokenize};
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
@@ -69,15 +69,18 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         "/v1/messages" => post(
             "createMessage",
             "Answer a conversation, as Anthropic's API does",
-            "AnyObject",
+            "MessageRequest",
             "AnyObject",
         ),
         "/v1/messages/count_tokens" => {
-            post("countTokens", "Tokens of a conversation", "AnyObject", "InputTokens")
+            post("countTokens", "Tokens of a conversation", "CountTokensRequest", "InputTokens")
         }
-        "/v1/responses" => {
-            post("createResponse", "Answer a conversation item by item", "AnyObject", "AnyObject")
-        }
+        "/v1/responses" => post(
+            "createResponse",
+            "Answer a conversation item by item",
+            "ResponseRequest",
+            "AnyObject",
+        ),
         "/v1/responses/{id}" => read("response", "A response that was kept", "AnyObject"),
         "/v1/responses/{id}/cancel" => {
             read("cancelResponse", "End the work of a response in the background", "AnyObject")
@@ -194,6 +197,9 @@ fn schemas(config: &HttpConfig) -> Value {
     let completion = request_schema(completions::fields(), &["prompt"], config);
     let tokenize = request_schema(tokenize::tokenize_fields(), &[], config);
     let detokenize = request_schema(tokenize::detokenize_fields(), &["tokens"], config);
+    let message =
+        |required: &[&str]| request_schema(anthropic::into_chat::FIELDS.iter(), required, config);
+    let response = request_schema(responses::into_chat::FIELDS.iter(), &["input"], config);
     let text = json!({"type": "string"});
     let integer = json!({"type": "integer"});
     let model = json!({
@@ -203,6 +209,9 @@ fn schemas(config: &HttpConfig) -> Value {
     json!({
         "ChatCompletionRequest": chat,
         "CompletionRequest": completion,
+        "MessageRequest": message(&["messages", "max_tokens"]),
+        "CountTokensRequest": message(&["messages"]),
+        "ResponseRequest": response,
         "TokenizeRequest": tokenize,
         "DetokenizeRequest": detokenize,
         "Tokens": object(json!({
