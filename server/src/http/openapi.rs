@@ -66,7 +66,7 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         "/openapi.json" => read("openapi", "This document", "AnyObject"),
         "/version" => read("version", "The server's version", "Version"),
         "/ping" => read("ping", "The same as /health", "Health"),
-        "/v1/messages" => post(
+        "/v1/messages" => generate(
             "createMessage",
             "Answer a conversation, as Anthropic's API does",
             "MessageRequest",
@@ -75,7 +75,7 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         "/v1/messages/count_tokens" => {
             post("countTokens", "Tokens of a conversation", "CountTokensRequest", "InputTokens")
         }
-        "/v1/responses" => post(
+        "/v1/responses" => generate(
             "createResponse",
             "Answer a conversation item by item",
             "ResponseRequest",
@@ -141,7 +141,7 @@ fn errors_as_anthropic(operation: &mut Value) {
 fn generate(id: &str, summary: &str, request: &str, reply: &str) -> Value {
     let mut operation = post(id, summary, request, reply);
     operation["responses"]["200"]["content"]["text/event-stream"] = json!({
-        "schema": {"type": "string", "description": "With `stream`: chunks, then `data: [DONE]`."},
+        "schema": {"type": "string", "description": "With `stream`: the events of that API."},
     });
     operation
 }
