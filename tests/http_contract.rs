@@ -4,7 +4,7 @@
 use models::TokenId;
 use serde_json::{Value, json};
 use server::engine::PrefixCaching;
-use server::http::{Drained, HttpConfig, UnknownFields, listen};
+use server::http::{Drained, HttpConfig, ROUTES, UnknownFields, WebPage, listen, public_routes};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -857,8 +857,62 @@ fn requests_have_ids_and_unknown_fields_are_told() {
     assert_eq!(server.chat(&chat("#say:a#", json!({"store": false}))).status, 200);
 }
 
+/// Walks the route table: what is not on the list that the server prints at start answers 401.
 #[test]
-fn every_route_but_health_wants_a_key() {
+fn every_route_but_the_public_ones_wants_a_key() {
+    for web_page in [WebPage::Served, WebPage::Absent] {
+        let api_keys = vec!["first-key".to_owned()];
+        let server = with_http(HttpConfig { api_keys, web_page, ..HttpConfig::default() });
+        let public: Vec<&str> = public_routes(web_page).collect();
+        let mut num_public = 0;
+        for (method, path) in ROUTES {
+            let (method, target) = (method.to_uppercase(), path.replace("{id}", "x"));
+            let wrong = "authorization: Bearer wrong\r\n";
+            for key in ["", wrong] {
+                let head = format!("{method} {target} HTTP/1.1\r\nhost: x\r\n{key}");
+                let answer = server.send(format!("{head}content-length: 0\r\n\r\n").as_bytes());
+                let is_open = answer.status != 401;
+                assert_eq!(is_open, public.contains(path), "{method} {target} {}", answer.status);
+                num_public += usize::from(is_open);
+            }
+        }
+        assert_eq!(num_public, 2 * public.len(), "every public route is a route");
+    }
+}
+
+/// The page is one file that needs nothing else, and is sent once.
+#[test]
+fn web_page() {
+    let server = start();
+    let answer = server.get("/");
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
+    assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+    let policy = answer.header("content-security-policy").expect("a policy");
+    for part in ["default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'", "sha256-"] {
+        assert!(policy.contains(part), "{part} in {policy}");
+    }
+    assert!(!policy.contains("unsafe"), "{policy}");
+    let html = answer.text();
+    assert!(html.contains("<title>Monsoon</title>") && !html.contains("{{"), "{html}");
+    for outside in ["http://", "https://", "src=", "@import", "url(", "innerHTML", "eval("] {
+        assert!(!html.contains(outside), "the page has {outside}");
+    }
+    let etag = answer.header("etag").expect("a tag");
+    let ask = |known: &str| {
+        let head = format!("GET / HTTP/1.1\r\nhost: x\r\nif-none-match: {known}\r\n\r\n");
+        server.send(head.as_bytes()).status
+    };
+    assert_eq!(ask(etag), 304);
+    assert_eq!(ask(&format!("\"other\", W/{etag}")), 304);
+    assert_eq!(ask("\"other\""), 200);
+    let without = with_http(HttpConfig { web_page: WebPage::Absent, ..HttpConfig::default() });
+    check_error(&without.get("/"), 404, "unknown_route", &[]);
+    assert!(without.get("/openapi.json").json()["paths"]["/"].is_null());
+}
+
+#[test]
+fn keys_are_compared_whole() {
     let api_keys = vec!["first-key".to_owned(), "second-key".to_owned()];
     let server = with_http(HttpConfig { api_keys, ..HttpConfig::default() });
     let get = |path: &str, authorization: &str| {
@@ -937,7 +991,8 @@ fn described_routes_exist() {
     assert_eq!(server.get("/health").json()["status"], "ok");
     let document = server.get("/openapi.json").json();
     let paths = document["paths"].as_object().expect("paths");
-    assert_eq!(paths.len(), 33);
+    let described: usize = paths.values().map(|m| m.as_object().expect("methods").len()).sum();
+    assert_eq!(described, ROUTES.len());
     for (path, methods) in paths {
         for method in methods.as_object().expect("methods").keys() {
             let has_tests_of_its_own = ["/v1/responses/", "/v1/files", "/v1/batches"];

@@ -2,6 +2,8 @@
 
 mod clients;
 mod cuda_toolchain;
+mod debian;
+mod docs;
 mod floor;
 mod fuzz;
 mod kernel_report;
@@ -29,8 +31,11 @@ enum Chore {
     CudaToolchain,
     /// Write what is known of the GPU kernels without a GPU to kernels/REPORT.md, or check it
     KernelReport(kernel_report::Args),
-    /// Talk to a running server with the published client SDKs (part of `test`)
-    Clients,
+    /// Talk to running servers with published clients, a browser and a fuzzer of APIs (part of
+    /// `test`)
+    Clients(clients::Args),
+    /// Write the pages of server/docs/api from the tables that requests are read by
+    Docs,
     /// Fuzz the parsers of outside data: checkpoint headers and request bodies
     Fuzz(fuzz::Args),
     /// Serve one model with two processes under mpirun, and lose one of them
@@ -50,7 +55,8 @@ fn main() -> anyhow::Result<()> {
         Chore::Test => test::run(),
         Chore::CudaToolchain => cuda_toolchain::run(),
         Chore::KernelReport(args) => kernel_report::run(&args),
-        Chore::Clients => clients::run(),
+        Chore::Clients(args) => clients::run(&args),
+        Chore::Docs => docs::run(),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Mpi(args) => mpi::run(&args),
         Chore::Soak(args) => soak::run(&args),

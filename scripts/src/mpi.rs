@@ -1,7 +1,7 @@
 //! `cargo xtask mpi`: two processes serve one model, and what happens when one of them is lost.
 
 use crate::process::{self, Server, cargo, root, target_dir};
-use crate::{cuda_toolchain, virtual_gpu};
+use crate::{cuda_toolchain, debian, virtual_gpu};
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -43,7 +43,7 @@ enum Device {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    install_packages()?;
+    debian::install(&PACKAGES)?;
     if args.install {
         return Ok(());
     }
@@ -65,50 +65,10 @@ pub fn run(args: &Args) -> Result<()> {
 /// Features of every build for tests, so that nothing is compiled twice: MPI where its packages are
 /// installed. Where there is no Debian to tell, they are not.
 pub fn features() -> &'static [&'static str] {
-    match missing_packages() {
+    match debian::missing(&PACKAGES) {
         Some(missing) if missing.is_empty() => &FEATURES,
         _ => &[],
     }
-}
-
-/// `None`: this is no Debian.
-fn missing_packages() -> Option<Vec<&'static str>> {
-    let is_missing = |package: &str| {
-        let mut query = Command::new("dpkg-query");
-        query.args(["--show", "--showformat=${db:Status-Status}", package]);
-        let output = query.stderr(Stdio::null()).output().ok()?;
-        Some(output.stdout != b"installed")
-    };
-    let mut missing = Vec::new();
-    for package in PACKAGES {
-        if is_missing(package)? {
-            missing.push(package);
-        }
-    }
-    Some(missing)
-}
-
-/// Installs the packages that are missing, on a machine that has Debian's tools.
-fn install_packages() -> Result<()> {
-    let missing = missing_packages().unwrap_or_default();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    println!("installing {}", missing.join(", "));
-    process::run(&mut apt_get(&["update", "--quiet"]))?;
-    let options = ["install", "--quiet", "--yes", "--no-install-recommends"];
-    process::run(&mut apt_get(&[&options[..], &missing].concat()))
-}
-
-/// Run by root, or by a user who may become root.
-fn apt_get(args: &[&str]) -> Command {
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
-    let mut command = Command::new(if is_root { "apt-get" } else { "sudo" });
-    if !is_root {
-        command.arg("apt-get");
-    }
-    command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
-    command
 }
 
 fn model() -> PathBuf {

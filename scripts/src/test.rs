@@ -28,7 +28,7 @@ pub fn run() -> Result<()> {
     let mut tests = cargo(&["test", "--workspace"]);
     process::run(tests.args(features).env("MONSOON_REQUIRE_MODEL", "1"))?;
     run_on_virtual_gpu(features)?;
-    clients::run()
+    clients::run(&clients::Args::default())
 }
 
 /// The same tests once more where there is a GPU: a virtual one, which interprets the PTX that

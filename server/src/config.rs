@@ -89,6 +89,7 @@ pub struct ListenConfig {
     pub body_bytes_max: usize,
     pub drain_timeout: Duration,
     pub unknown_fields: UnknownFieldsChoice,
+    pub web_page: WebPageChoice,
 }
 
 #[derive(Debug, Clone)]
@@ -121,6 +122,12 @@ pub struct CacheConfig {
 pub enum UnknownFieldsChoice {
     Ignored,
     Refused,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WebPageChoice {
+    Served,
+    Absent,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,6 +306,10 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
             unknown_fields: match args.strict_fields {
                 true => UnknownFieldsChoice::Refused,
                 false => UnknownFieldsChoice::Ignored,
+            },
+            web_page: match args.no_web_page {
+                true => WebPageChoice::Absent,
+                false => WebPageChoice::Served,
             },
         },
         compute,

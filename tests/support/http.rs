@@ -205,6 +205,9 @@ pub struct Setup {
     pub prefix_caching: PrefixCaching,
     pub overlap: Overlap,
     pub task: Task,
+    pub max_model_len: usize,
+    /// 0: any free one.
+    pub port: u16,
     pub loaded: Loaded,
     /// `None`: no batch jobs.
     pub jobs: Option<JobsConfig>,
@@ -227,6 +230,8 @@ impl Default for Setup {
             prefix_caching: PrefixCaching::Disabled,
             overlap: Overlap::Enabled,
             task: Task::Generate,
+            max_model_len: MAX_MODEL_LEN,
+            port: 0,
             loaded: Loaded::Yes,
             jobs: None,
         }
@@ -259,7 +264,7 @@ impl TestServer {
             let mut builder = tokio::runtime::Builder::new_multi_thread();
             let runtime = builder.worker_threads(2).enable_all().build().expect("a runtime");
             runtime.block_on(async move {
-                let listener = listen("127.0.0.1:0".parse().expect("an address")).expect("a port");
+                let listener = listen(([127, 0, 0, 1], setup.port).into()).expect("a port");
                 address_sender.send(listener.local_addr().expect("bound")).expect("the test");
                 let shutdown = async move { drop(stop.await) };
                 serve(listener, setup.http, state, shutdown).await
@@ -358,7 +363,7 @@ fn load(state: &AppState, setup: &Setup, gate: &Arc<Gate>) -> EngineThread {
         num_blocks: NUM_BLOCKS,
         max_num_seqs: setup.max_num_seqs,
         max_num_batched_tokens: 256,
-        max_model_len: MAX_MODEL_LEN,
+        max_model_len: setup.max_model_len,
         waiting_requests_max: setup.waiting_requests_max,
         waiting_tokens_max: setup.waiting_tokens_max,
         policy: PolicyKind::Fcfs,
@@ -370,7 +375,7 @@ fn load(state: &AppState, setup: &Setup, gate: &Arc<Gate>) -> EngineThread {
     let model = ServedModel {
         names: vec!["tiny".into(), "org/tiny".into()],
         created: 1,
-        max_model_len: MAX_MODEL_LEN,
+        max_model_len: setup.max_model_len,
         vocab_size: VOCAB_SIZE,
         eos_token_ids: vec![EOS],
         generation: GenerationDefaults { top_k: Some(20), ..GenerationDefaults::default() },
@@ -409,7 +414,7 @@ impl Answer {
             while let Some(chunk) = body.chunk() {
                 answer.body.extend(chunk);
             }
-        } else {
+        } else if answer.status != 304 {
             let length = answer.header("content-length").expect("a length").parse();
             answer.body = body.take(length.expect("a number"));
         }

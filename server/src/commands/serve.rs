@@ -11,9 +11,11 @@ pub mod summary;
 pub mod jobs;
 
 use super::{CommandError, StartupError};
-use crate::config::{LogConfig, LogFormat, LogLevel, ServeConfig, UnknownFieldsChoice};
+use crate::config::{
+    ListenConfig, LogConfig, LogFormat, LogLevel, ServeConfig, UnknownFieldsChoice, WebPageChoice,
+};
 use crate::engine::{EngineHandle, RunnerError};
-use crate::http::{self, AppState, Drained, HttpConfig, UnknownFields};
+use crate::http::{self, AppState, Drained, HttpConfig, UnknownFields, WebPage};
 use load::Loaded;
 use processes::Others;
 use std::io::{IsTerminal, Write};
@@ -125,6 +127,13 @@ fn bind(config: &ServeConfig) -> Result<(TcpListener, SocketAddr), StartupError>
     Ok((listener, bound))
 }
 
+pub fn web_page(config: &ListenConfig) -> WebPage {
+    match config.web_page {
+        WebPageChoice::Served => WebPage::Served,
+        WebPageChoice::Absent => WebPage::Absent,
+    }
+}
+
 pub(super) fn http_config(config: &ServeConfig) -> HttpConfig {
     let defaults = HttpConfig::default();
     // What the queue can never hold is refused for good, not with an invitation to retry.
@@ -139,6 +148,7 @@ pub(super) fn http_config(config: &ServeConfig) -> HttpConfig {
             UnknownFieldsChoice::Ignored => UnknownFields::Ignored,
             UnknownFieldsChoice::Refused => UnknownFields::Refused,
         },
+        web_page: web_page(&config.listen),
         ..defaults
     }
 }

@@ -149,6 +149,9 @@ pub struct ServeArgs {
     /// x-monsoon-ignored-fields of the answer
     #[arg(long)]
     pub strict_fields: bool,
+    /// Serve the API alone, without the web page at /
+    #[arg(long)]
+    pub no_web_page: bool,
     /// Seconds that running requests get to end after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=86_400))]

@@ -233,7 +233,7 @@ fn fail<R: Runner>(engine: &mut Engine<R>, shared: &Shared, clients: &mut Client
     for (id, aborted, error) in engine.take_failed() {
         let client = clients.remove(&id).expect("sequences have a client");
         if aborted == Aborted::Unstarted {
-            shared.leave_waiting(client.prompt_len);
+            shared.leave_waiting(client.lane, client.prompt_len);
         }
         client.events.send([Event::Failed(error)]);
     }

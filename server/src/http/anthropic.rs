@@ -1,6 +1,6 @@
 //! POST /v1/messages and /v1/messages/count_tokens: Anthropic's API, turned into a chat and back.
 
-mod into_chat;
+pub mod into_chat;
 
 use super::auth::Client;
 use super::body::read_fields;

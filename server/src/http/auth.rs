@@ -1,6 +1,7 @@
 //! API keys: several, compared in constant time.
 
 use super::error::{ApiError, RequestError};
+use super::page::{self, WebPage};
 use super::state::Context;
 use super::{anthropic, dashscope};
 use crate::engine::CacheSalt;
@@ -12,8 +13,15 @@ use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-/// Routes that ask for no key, so that load balancers can watch the server.
-pub const PUBLIC_ROUTES: &[&str] = &["/health", "/ping"];
+/// Routes that ask for no key: load balancers watch the server by them, and the page, which holds
+/// nothing, asks for the key.
+pub const PUBLIC_ROUTES: &[&str] = &["/health", "/ping", page::PATH];
+
+/// Those of them that there are.
+pub fn public_routes(page: WebPage) -> impl Iterator<Item = &'static str> {
+    let is_there = move |route: &&str| *route != page::PATH || page == WebPage::Served;
+    PUBLIC_ROUTES.iter().copied().filter(is_there)
+}
 
 /// Digests of the keys; the keys themselves are not kept.
 pub struct KeyRing {
@@ -97,7 +105,8 @@ pub async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if !PUBLIC_ROUTES.contains(&request.uri().path()) {
+    let path = request.uri().path();
+    if public_routes(context.config.web_page).all(|route| route != path) {
         match context.keys.check(request.headers()) {
             Ok(client) => request.extensions_mut().insert(client),
             Err(error) => return refuse(request.uri().path(), error.into()),

@@ -1,5 +1,6 @@
 //! The limits of the HTTP side. Each has a stated behaviour when it is reached.
 
+use super::page::WebPage;
 use std::time::Duration;
 
 /// What the operator sets; the defaults suit one machine.
@@ -38,6 +39,7 @@ pub struct HttpConfig {
     /// Longest list of messages; beyond it 400.
     pub messages_max: usize,
     pub unknown_fields: UnknownFields,
+    pub web_page: WebPage,
 }
 
 /// What is done with fields of a request that nobody knows.
@@ -69,6 +71,7 @@ impl Default for HttpConfig {
             sequences_max: 1024,
             messages_max: 4096,
             unknown_fields: UnknownFields::Ignored,
+            web_page: WebPage::Served,
         }
     }
 }

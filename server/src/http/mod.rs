@@ -37,14 +37,17 @@ pub mod wire;
 pub mod sse;
 pub mod models;
 pub mod health;
+pub mod page;
 pub mod metrics_endpoint;
 pub mod openapi;
 pub mod error;
 #[cfg(test)]
 mod tests;
 
-pub use auth::PUBLIC_ROUTES;
+pub use auth::public_routes;
 pub use limits::{HttpConfig, UnknownFields};
+pub use page::WebPage;
+pub use router::ROUTES;
 pub use rows::{RowRouter, name_of_result};
 pub use server::{Drained, listen, serve};
 pub use state::{AppState, ServedModel, Serving, ThinkingModel};

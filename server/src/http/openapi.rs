@@ -5,9 +5,10 @@ mod pooled;
 
 use super::fields::Field;
 use super::limits::HttpConfig;
+use super::page::{self, WebPage};
 use super::router::ROUTES;
 use super::state::Context;
-use super::{chat_completions, completions, dashscope, tokenize};
+use super::{anthropic, chat_completions, completions, dashscope, responses, tokenize};
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
@@ -19,7 +20,7 @@ pub async fn openapi(State(context): State<Context>) -> Json<Value> {
 /// The whole document, OpenAPI 3.1.
 pub fn document(config: &HttpConfig) -> Value {
     let mut paths = Map::new();
-    for (method, path) in ROUTES {
+    for (method, path) in ROUTES.iter().filter(|(_, path)| is_there(path, config)) {
         let methods = paths.entry(*path).or_insert_with(|| json!({}));
         methods[*method] = operation(method, path, config);
         if (*method, *path) == ("delete", "/v1/responses/{id}") {
@@ -47,6 +48,10 @@ pub fn document(config: &HttpConfig) -> Value {
     document
 }
 
+fn is_there(path: &str, config: &HttpConfig) -> bool {
+    path != page::PATH || config.web_page == WebPage::Served
+}
+
 fn operation(method: &str, path: &str, config: &HttpConfig) -> Value {
     let mut operation = match path {
         "/v1/chat/completions" => generate(
@@ -64,18 +69,21 @@ fn operation(method: &str, path: &str, config: &HttpConfig) -> Value {
         "/openapi.json" => read("openapi", "This document", "AnyObject"),
         "/version" => read("version", "The server's version", "Version"),
         "/ping" => read("ping", "The same as /health", "Health"),
-        "/v1/messages" => post(
+        "/v1/messages" => generate(
             "createMessage",
             "Answer a conversation, as Anthropic's API does",
-            "AnyObject",
+            "MessageRequest",
             "AnyObject",
         ),
         "/v1/messages/count_tokens" => {
-            post("countTokens", "Tokens of a conversation", "AnyObject", "InputTokens")
+            post("countTokens", "Tokens of a conversation", "CountTokensRequest", "InputTokens")
         }
-        "/v1/responses" => {
-            post("createResponse", "Answer a conversation item by item", "AnyObject", "AnyObject")
-        }
+        "/v1/responses" => generate(
+            "createResponse",
+            "Answer a conversation item by item",
+            "ResponseRequest",
+            "AnyObject",
+        ),
         "/v1/responses/{id}" => read("response", "A response that was kept", "AnyObject"),
         "/v1/responses/{id}/cancel" => {
             read("cancelResponse", "End the work of a response in the background", "AnyObject")
@@ -88,6 +96,13 @@ fn operation(method: &str, path: &str, config: &HttpConfig) -> Value {
             let mut operation = read("metrics", "Metrics for Prometheus", "AnyObject");
             operation["responses"]["200"]["content"] =
                 json!({"text/plain": {"schema": {"type": "string"}}});
+            operation
+        }
+        page::PATH => {
+            let mut operation = read("page", "A web page: chat, and what the server does", "Error");
+            operation["responses"]["200"]["content"] =
+                json!({"text/html": {"schema": {"type": "string"}}});
+            operation["responses"]["304"] = json!({"description": "The client has the page"});
             operation
         }
         other => {
@@ -109,9 +124,15 @@ fn operation(method: &str, path: &str, config: &HttpConfig) -> Value {
     }
     if super::auth::PUBLIC_ROUTES.contains(&path) {
         operation["security"] = json!([]);
+        if path == page::PATH {
+            return operation;
+        }
         operation["responses"]["503"] = response("Health", "Loading, stuck, stopped or draining");
     } else if !config.api_keys.is_empty() {
         operation["responses"]["401"] = error_response("No API key, or an unknown one");
+    }
+    if path.starts_with(anthropic::PATH) {
+        errors_as(&mut operation, "AnthropicError");
     }
     operation
 }
@@ -120,17 +141,22 @@ fn operation(method: &str, path: &str, config: &HttpConfig) -> Value {
 fn dashscope(path: &str) -> Option<Value> {
     let (id, summary, request) = dashscope::schemas::describe(path)?;
     let mut operation = post(id, summary, request, "AnyObject");
+    errors_as(&mut operation, "DashScopeError");
+    Some(operation)
+}
+
+/// This API has errors of a shape of its own.
+fn errors_as(operation: &mut Value, schema: &str) {
     let responses = operation["responses"].as_object_mut().into_iter().flatten();
     for (_, response) in responses.filter(|(code, _)| *code != "200") {
-        response["content"]["application/json"]["schema"] = reference("DashScopeError");
+        response["content"]["application/json"]["schema"] = reference(schema);
     }
-    Some(operation)
 }
 
 fn generate(id: &str, summary: &str, request: &str, reply: &str) -> Value {
     let mut operation = post(id, summary, request, reply);
     operation["responses"]["200"]["content"]["text/event-stream"] = json!({
-        "schema": {"type": "string", "description": "With `stream`: chunks, then `data: [DONE]`."},
+        "schema": {"type": "string", "description": "With `stream`: the events of that API."},
     });
     operation
 }
@@ -186,6 +212,9 @@ fn schemas(config: &HttpConfig) -> Value {
     let completion = request_schema(completions::fields(), &["prompt"], config);
     let tokenize = request_schema(tokenize::tokenize_fields(), &[], config);
     let detokenize = request_schema(tokenize::detokenize_fields(), &["tokens"], config);
+    let message =
+        |required: &[&str]| request_schema(anthropic::into_chat::FIELDS.iter(), required, config);
+    let response = request_schema(responses::into_chat::FIELDS.iter(), &["input"], config);
     let text = json!({"type": "string"});
     let integer = json!({"type": "integer"});
     let model = json!({
@@ -195,6 +224,9 @@ fn schemas(config: &HttpConfig) -> Value {
     let mut schemas = json!({
         "ChatCompletionRequest": chat,
         "CompletionRequest": completion,
+        "MessageRequest": message(&["messages", "max_tokens"]),
+        "CountTokensRequest": message(&["messages"]),
+        "ResponseRequest": response,
         "TokenizeRequest": tokenize,
         "DetokenizeRequest": detokenize,
         "Tokens": object(json!({
@@ -226,6 +258,10 @@ fn schemas(config: &HttpConfig) -> Value {
         })),
         "Version": object(json!({"version": text})),
         "AnyObject": {"type": "object"},
+        "AnthropicError": object(json!({
+            "type": {"const": "error"},
+            "error": object(json!({"type": text, "message": text})),
+        })),
         "Error": object(json!({"error": object(json!({
             "message": text,
             "type": text,

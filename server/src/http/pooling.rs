@@ -98,7 +98,7 @@ pub async fn run(context: &Context, serving: &Serving, job: Job) -> Result<Answe
     let mut sequences = Vec::with_capacity(prompts.len());
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
     for prompt in prompts {
-        let timer = context.metrics.sequence(arrived, prompt.len(), 0);
+        let timer = context.metrics.sequence(context.lane(), arrived, prompt.len(), 0);
         let sampling = SamplingParams { max_new_tokens: 0, ..SamplingParams::default() };
         let pooling = Some(pooling.clone());
         let request = Request {

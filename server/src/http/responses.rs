@@ -1,6 +1,6 @@
 //! POST /v1/responses, and GET, DELETE and POST .../cancel of one: OpenAI's Responses API.
 
-mod into_chat;
+pub mod into_chat;
 pub mod store;
 mod writer;
 

@@ -18,6 +18,7 @@ use super::limits::REQUEST_ID_BYTES_MAX;
 use super::metrics_endpoint::metrics;
 use super::models::{get_model, list_models};
 use super::openapi::openapi;
+use super::page::{self, WebPage};
 use super::rerank::rerank;
 use super::responses;
 use super::score::score;
@@ -72,6 +73,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("get", "/openapi.json"),
     ("get", "/version"),
     ("get", "/ping"),
+    ("get", page::PATH),
 ];
 
 /// Prefixes under which clients of Model Studio look for the same routes, with where those begin.
@@ -87,7 +89,7 @@ pub fn without_prefix(uri: Uri) -> Uri {
 }
 
 pub fn router(context: Context) -> Router {
-    routes()
+    routes(&context)
         .layer(from_fn_with_state(context.clone(), check_headers))
         .layer(from_fn_with_state(context.clone(), authenticate))
         .layer(from_fn_with_state(context.clone(), count_answers))
@@ -97,11 +99,16 @@ pub fn router(context: Context) -> Router {
 
 /// For the rows of batch jobs, which carry their `Client` already.
 pub fn row_router(context: Context) -> Router {
-    routes().layer(from_fn(name_request)).with_state(context)
+    routes(&context).layer(from_fn(name_request)).with_state(context)
 }
 
-fn routes() -> Router<Context> {
+fn routes(context: &Context) -> Router<Context> {
+    let page = match context.config.web_page {
+        WebPage::Served => Router::new().route(page::PATH, get(page::page)),
+        WebPage::Absent => Router::new(),
+    };
     Router::new()
+        .merge(page)
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(completions))
         .route("/v1/messages", post(messages))

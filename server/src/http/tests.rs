@@ -1,16 +1,20 @@
 //! What requests may hold, without a socket: one row per field and bad value.
 
+use super::auth::KeyRing;
 use super::chat_completions::{self, ChatRequest};
 use super::completions::{self, CompletionRequest, Prompt};
 use super::error::{ApiError, MESSAGE_CHARS_MAX, RequestError};
 use super::fields::{Field, Fields};
 use super::limits::{HttpConfig, JSON_DEPTH_MAX, JSON_VALUES_MAX};
 use super::openapi::document;
+use super::responses::store::ResponseStore;
 use super::router::ROUTES;
 use super::sampling::StreamOptions;
 use super::state::{ServedModel, ThinkingModel};
 use super::task::Task;
+use super::{anthropic, responses};
 use crate::text::ToolFormat;
+use axum::http::HeaderMap;
 use models::{GenerationDefaults, TokenId};
 use serde_json::{Value, json};
 
@@ -520,7 +524,7 @@ fn openapi_document_is_whole() {
         for response in responses.values() {
             assert!(response["description"].is_string(), "{method} {path}");
         }
-        let is_public = super::PUBLIC_ROUTES.contains(path);
+        let is_public = super::auth::PUBLIC_ROUTES.contains(path);
         assert_eq!(operation["security"] == json!([]), is_public, "{method} {path}");
         let parameters = operation["parameters"].as_array().into_iter().flatten();
         let num_in_path = parameters.filter(|parameter| parameter["in"] == "path").count();
@@ -547,6 +551,26 @@ fn openapi_document_is_whole() {
     for reference in references {
         let target = reference.strip_prefix('#').expect("a local reference");
         assert!(document.pointer(target).is_some(), "{reference} leads nowhere");
+    }
+}
+
+/// What is described of the APIs that become chats is what is read of them.
+#[test]
+fn fields_of_other_apis_are_described() {
+    let chat: Vec<&str> = chat_completions::fields().map(|field| field.name).collect();
+    let mut message = parse(&json!({"messages": [], "max_tokens": 1}));
+    anthropic::into_chat::into_chat(&mut message).expect("fine");
+    let mut response = parse(&json!({"input": "x"}));
+    let client = KeyRing::new(&[]).check(&HeaderMap::new()).expect("no keys are set");
+    let store = ResponseStore::default();
+    assert!(responses::into_chat::into_chat(&mut response, &store, client).is_ok());
+    for (fields, described) in
+        [(message, anthropic::into_chat::FIELDS), (response, responses::into_chat::FIELDS)]
+    {
+        for name in fields.read() {
+            let is_described = described.iter().any(|field| field.name == *name);
+            assert!(is_described || chat.contains(name), "{name} is not described");
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the operator reads when the server is ready.
 
 use super::load::Loaded;
+use super::web_page;
 use crate::config::{PrefixCachingChoice, ServeConfig};
-use crate::http::PUBLIC_ROUTES;
+use crate::http::{WebPage, public_routes};
 use crate::units::format_bytes;
 use kernels::device::cuda::images;
 use std::fmt::Write;
@@ -28,6 +29,9 @@ pub fn summary(
     line("limits", limits(config));
     line("keys", keys(config));
     let url = format!("http://{}", reachable(address));
+    if web_page(&config.listen) == WebPage::Served {
+        line("page", format!("{url}/"));
+    }
     let name = &loaded.names[0];
     let body =
         format!(r#"{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}"#);
@@ -86,7 +90,10 @@ fn limits(config: &ServeConfig) -> String {
 fn keys(config: &ServeConfig) -> String {
     match config.listen.api_keys.len() {
         0 => "none: whoever reaches the port is served".to_string(),
-        count => format!("{count}; without a key only {}", PUBLIC_ROUTES.join(", ")),
+        count => {
+            let public: Vec<&str> = public_routes(web_page(&config.listen)).collect();
+            format!("{count}; without a key only {}", public.join(", "))
+        }
     }
 }
 

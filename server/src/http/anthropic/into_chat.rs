@@ -1,11 +1,12 @@
 //! The body of a request to Anthropic's API as that of a chat.
 
 use crate::http::chat_completions::{
-    CHAT_TEMPLATE_KWARGS, ENABLE_THINKING, MESSAGES, THINKING_BUDGET,
+    CHAT_TEMPLATE_KWARGS, ENABLE_THINKING, MAX_TOKENS, MESSAGES, THINKING_BUDGET,
 };
 use crate::http::error::{RequestError, excerpt};
 use crate::http::fields::{Field, Fields, Kind, out_of_range, show, string_of, wrong_type};
-use crate::http::sampling::STOP;
+use crate::http::limits::{TOOL_NAME_BYTES_MAX, TOOLS_MAX};
+use crate::http::sampling::{MODEL, STOP, STREAM, TEMPERATURE, TOP_K, TOP_P};
 use crate::http::tools::{PARALLEL_TOOL_CALLS, TOOL_CHOICE, TOOLS};
 use serde_json::{Map, Value, json};
 
@@ -23,6 +24,39 @@ const THINKING: Field = Field {
 };
 const METADATA: Field =
     Field { name: "metadata", kind: Kind::Shape(object_schema), doc: "Accepted and not used." };
+
+const OWN_MESSAGES: Field = Field {
+    name: MESSAGES.name,
+    kind: Kind::Shape(messages_schema),
+    doc: "The conversation: text, or blocks of text, thinking, calls and results. Required.",
+};
+const OWN_TOOLS: Field = Field {
+    name: TOOLS.name,
+    kind: Kind::Shape(tools_schema),
+    doc: "Functions that the model may call.",
+};
+const OWN_TOOL_CHOICE: Field = Field {
+    name: TOOL_CHOICE.name,
+    kind: Kind::Shape(tool_choice_schema),
+    doc: "{type: auto} or {type: none}; disable_parallel_tool_use: one call at most.",
+};
+
+/// Anthropic's fields, as they are described. Those of chats pass too.
+pub const FIELDS: &[Field] = &[
+    MODEL,
+    OWN_MESSAGES,
+    MAX_TOKENS,
+    SYSTEM,
+    STOP_SEQUENCES,
+    STREAM,
+    TEMPERATURE,
+    TOP_P,
+    TOP_K,
+    OWN_TOOLS,
+    OWN_TOOL_CHOICE,
+    THINKING,
+    METADATA,
+];
 
 /// Turns the body into that of a chat. Fields of the chat API that Anthropic's lacks pass.
 pub fn into_chat(fields: &mut Fields) -> Result<(), RequestError> {
@@ -241,6 +275,50 @@ fn set_thinking(fields: &mut Fields) -> Result<(), RequestError> {
         fields.set(&ENABLE_THINKING, on.into());
     }
     Ok(())
+}
+
+fn messages_schema() -> Value {
+    let block = json!({
+        "type": "object",
+        "required": ["type"],
+        "properties": {
+            "type": {"enum": ["text", "thinking", "redacted_thinking", "tool_use", "tool_result"]},
+            "text": {"type": "string"},
+            "thinking": {"type": "string"},
+            "id": {"type": "string"},
+            "name": {"type": "string"},
+            "input": {"type": "object"},
+            "tool_use_id": {"type": "string"},
+            "content": {"type": ["string", "array", "null"]},
+        },
+    });
+    let content = json!([{"type": "string"}, {"type": "array", "items": block}]);
+    json!({"type": "array", "minItems": 1, "items": {
+        "type": "object",
+        "required": ["role", "content"],
+        "properties": {"role": {"enum": ["user", "assistant"]}, "content": {"anyOf": content}},
+    }})
+}
+
+fn tools_schema() -> Value {
+    let text = json!({"type": ["string", "null"]});
+    json!({"type": ["array", "null"], "maxItems": TOOLS_MAX, "items": {
+        "type": "object",
+        "required": ["name"],
+        "properties": {
+            "name": {"type": "string", "minLength": 1, "maxLength": TOOL_NAME_BYTES_MAX},
+            "description": text,
+            "input_schema": {"type": "object"},
+        },
+    }})
+}
+
+fn tool_choice_schema() -> Value {
+    json!({"type": ["object", "null"], "required": ["type"], "properties": {
+        "type": {"enum": ["auto", "none", "any", "tool"]},
+        "name": {"type": "string"},
+        "disable_parallel_tool_use": {"type": ["boolean", "null"]},
+    }})
 }
 
 fn system_schema() -> Value {

@@ -6,7 +6,8 @@ use crate::http::chat_completions::{MAX_COMPLETION_TOKENS, MESSAGES, REASONING_E
 use crate::http::constraint::RESPONSE_FORMAT;
 use crate::http::error::{RequestError, excerpt};
 use crate::http::fields::{Field, Fields, Kind, out_of_range, show, string_of, wrong_type};
-use crate::http::sampling::{TEMPERATURE, TOP_P, USER};
+use crate::http::limits::{TOOL_NAME_BYTES_MAX, TOOLS_MAX};
+use crate::http::sampling::{MODEL, STREAM, TEMPERATURE, TOP_P, USER};
 use crate::http::tools::{PARALLEL_TOOL_CALLS, TOOL_CHOICE, TOOLS};
 use serde_json::{Map, Value, json};
 
@@ -43,6 +44,32 @@ const TRUNCATION: Field = field("truncation", Kind::Name, "Only `disabled`.");
 const METADATA: Field =
     field("metadata", Kind::Shape(object_schema), "Up to 16 entries, given back as they are.");
 const INCLUDE: Field = field("include", Kind::Shape(list_schema), "Nothing is served.");
+
+const OWN_TOOLS: Field =
+    field(TOOLS.name, Kind::Shape(tools_schema), "Functions that the model may call.");
+
+/// OpenAI's fields, as they are described. Those of chats pass too.
+pub const FIELDS: &[Field] = &[
+    MODEL,
+    INPUT,
+    INSTRUCTIONS,
+    MAX_OUTPUT_TOKENS,
+    STREAM,
+    STORE,
+    PREVIOUS,
+    BACKGROUND,
+    TEMPERATURE,
+    TOP_P,
+    OWN_TOOLS,
+    TOOL_CHOICE,
+    PARALLEL_TOOL_CALLS,
+    TEXT,
+    REASONING,
+    TRUNCATION,
+    METADATA,
+    INCLUDE,
+    USER,
+];
 
 /// What the endpoint keeps of a request that has become one of the chat API.
 pub struct Asked {
@@ -291,7 +318,32 @@ fn echo(fields: &Fields) -> Map<String, Value> {
 }
 
 fn input_schema() -> Value {
-    json!({"type": ["string", "array"]})
+    let item = json!({
+        "type": "object",
+        "properties": {
+            "type": {"enum": ["message", "reasoning", "function_call", "function_call_output"]},
+            "role": {"enum": ["user", "assistant", "system", "developer"]},
+            "content": {"type": ["string", "array", "null"]},
+            "call_id": {"type": "string"},
+            "name": {"type": "string"},
+            "arguments": {"type": "string"},
+            "output": {"type": ["string", "array", "null"]},
+        },
+    });
+    json!({"anyOf": [{"type": "string"}, {"type": "array", "items": item}]})
+}
+
+fn tools_schema() -> Value {
+    json!({"type": ["array", "null"], "maxItems": TOOLS_MAX, "items": {
+        "type": "object",
+        "required": ["type", "name"],
+        "properties": {
+            "type": {"const": "function"},
+            "name": {"type": "string", "minLength": 1, "maxLength": TOOL_NAME_BYTES_MAX},
+            "description": {"type": ["string", "null"]},
+            "parameters": {"type": ["object", "null"]},
+        },
+    }})
 }
 
 fn text_schema() -> Value {
