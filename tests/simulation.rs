@@ -347,7 +347,10 @@ impl Simulation {
             assert_eq!(stats.blocks_free, stats.blocks_total, "all blocks are free at the end");
             assert_eq!((stats.running, stats.waiting_preempted), (0, 0));
             assert_eq!(stats.finished_stop + stats.finished_length, self.coverage.finished);
-            assert_eq!((stats.aborted, stats.failed), (self.coverage.aborted, self.coverage.failed));
+            assert_eq!(
+                (stats.aborted, stats.failed),
+                (self.coverage.aborted, self.coverage.failed)
+            );
         }
         self.coverage.steps = stats.steps;
         self.coverage.preemptions = stats.preemptions;

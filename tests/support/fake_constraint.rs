@@ -2,9 +2,7 @@
 
 use crate::fake_runner::{VOCAB_SIZE, scatter};
 use models::TokenId;
-use server::engine::{
-    Allowed, Constraint, ConstraintError, ConstraintSource, TokenMask, Wake,
-};
+use server::engine::{Allowed, Constraint, ConstraintError, ConstraintSource, TokenMask, Wake};
 use std::sync::Arc;
 use std::task::Poll;
 

@@ -137,7 +137,7 @@ pub fn random_requests(random: &mut Random, count: usize, prompt_len_max: usize)
             priority: random.below(3) as i32,
             lane: Lane::Interactive,
             cache_salt: CacheSalt::default(),
-        constraint: None,
+            constraint: None,
         });
     }
     requests

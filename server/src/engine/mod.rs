@@ -15,9 +15,7 @@ pub mod runner;
 pub mod stats;
 
 pub use blocks::PrefixCaching;
-pub use constraint::{
-    Allowed, Constraint, ConstraintError, ConstraintSource, TokenMask, Wake,
-};
+pub use constraint::{Allowed, Constraint, ConstraintError, ConstraintSource, TokenMask, Wake};
 pub use engine_loop::{Engine, EngineThread, start};
 pub use handle::{Admission, EngineHandle, EngineHealth, TokenStream};
 pub use plan::{

@@ -269,7 +269,8 @@ pub async fn start_chat(
     arrived: Instant,
 ) -> Result<(Generation, Vec<TokenId>), ApiError> {
     let serving = context.serving()?;
-    let ChatRequest { mut common, chat, max_tokens, max_tokens_field, logprobs, tools, .. } = request;
+    let ChatRequest { mut common, chat, max_tokens, max_tokens_field, logprobs, tools, .. } =
+        request;
     let estimate = estimate_tokens(chat.text_bytes()).min(serving.model.max_model_len);
     let admission = admit(context, &serving.engine, common.n, estimate * common.n)?;
     let encoded = serving.text.encode_chat(chat).await;

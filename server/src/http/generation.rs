@@ -1,13 +1,14 @@
 //! Runs a client's request: `n` sequences per prompt through the engine, their tokens back to text.
 
-use super::constraint::EngineConstraint;
 use super::choice::{Choice, Finish, Output, Step, TextToken};
+use super::constraint::EngineConstraint;
 use super::error::{ApiError, RequestError};
 use super::sampling::Common;
 use super::state::{Context, Serving};
 use super::wire::Usage;
 use crate::engine::{
-    Admission, CacheSalt, ConstraintSource, EngineHandle, Request, SamplingParams, TokenLogprobs, TokenStream,
+    Admission, CacheSalt, ConstraintSource, EngineHandle, Request, SamplingParams, TokenLogprobs,
+    TokenStream,
 };
 use crate::text::{AnswerFormat, Constraint, Part, TextError};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};

@@ -1,9 +1,9 @@
 //! The tools that a chat may call: `tools`, `tool_choice`, `parallel_tool_calls`.
 
+use super::constraint::WantedGrammar;
 use super::error::{RequestError, excerpt};
 use super::fields::{Field, Fields, Kind, out_of_range, wrong_type};
 use super::limits::{TOOL_NAME_BYTES_MAX, TOOLS_MAX};
-use super::constraint::WantedGrammar;
 use super::sampling::Common;
 use crate::text::{AnswerTools, CallsWanted, Tool, ToolFormat, tool_calls_grammar};
 use serde_json::{Map, Value, json};
@@ -66,8 +66,9 @@ impl CallableTools {
         let or = or.map(|wanted| wanted.source);
         let wanted = CallsWanted { name, calls_max: for_answer.calls_max, or };
         let source = tool_calls_grammar(for_answer.format, &for_answer.tools, wanted);
-        let source = source.map_err(|error| {
-            RequestError::Invalid { field: field.clone(), reason: error.to_string() }
+        let source = source.map_err(|error| RequestError::Invalid {
+            field: field.clone(),
+            reason: error.to_string(),
         })?;
         common.wanted.grammar = Some(WantedGrammar { field, source });
         Ok(for_answer)

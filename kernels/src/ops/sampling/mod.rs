@@ -144,7 +144,9 @@ impl SampleBatch {
         let bias = self.push_bias(task.logit_bias);
         let bans = self.push_bans(task);
         // Even a mask without a word is one: it allows nothing.
-        let mask = task.mask.map_or([0, 0], |words| self.push_list(if words.is_empty() { &[0] } else { words }));
+        let mask = task
+            .mask
+            .map_or([0, 0], |words| self.push_list(if words.is_empty() { &[0] } else { words }));
         let has_penalties = task.repetition_penalty != 1.0
             || task.presence_penalty != 0.0
             || task.frequency_penalty != 0.0;

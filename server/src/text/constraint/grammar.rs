@@ -56,7 +56,10 @@ const LIMITS: ParserLimits = ParserLimits {
 pub enum GrammarSource {
     /// JSON that the schema accepts; `whitespace`: a regular expression for what may stand between
     /// its parts.
-    Json { schema: Value, whitespace: String },
+    Json {
+        schema: Value,
+        whitespace: String,
+    },
     /// The whole answer matches.
     Regex(String),
     Choice(Vec<String>),

@@ -16,7 +16,17 @@ struct Words {
 }
 
 const WORDS: [&str; 12] = [
-    "<think>", "</think>", "<tool_call>", "{\"", "\":", "true", "bad", "ba", "ad", "abc", "\n\n",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "{\"",
+    "\":",
+    "true",
+    "bad",
+    "ba",
+    "ad",
+    "abc",
+    "\n\n",
     "<end>",
 ];
 
@@ -96,9 +106,7 @@ impl Bench {
             call_tag: Some(self.words.word("<tool_call>")),
             budget: parts.thinking_budget.map(|tokens_max| ThinkingBudget { tokens_max, close }),
             grammar: parts.grammar,
-            allowed: parts
-                .allowed_token_ids
-                .map(|ids| bits(ids, self.words.vocabulary.num_ids())),
+            allowed: parts.allowed_token_ids.map(|ids| bits(ids, self.words.vocabulary.num_ids())),
             bad_words: parts.bad_words,
         }
     }
@@ -188,8 +196,13 @@ fn each_kind_of_grammar_lets_its_texts_through_and_no_others() {
         (
             json_source(person),
             &["{\"name\":\"\",\"age\":0}", "{\"name\": \"a\u{e9}\",\n  \"age\": 31}"],
-            &["{\"age\":3}", "{\"name\":\"\",\"age\":-1}", "{\"name\":\"\",\"age\":0} x", "[]",
-              "{\"name\":  \"\",\"age\":0}"],
+            &[
+                "{\"age\":3}",
+                "{\"name\":\"\",\"age\":-1}",
+                "{\"name\":\"\",\"age\":0} x",
+                "[]",
+                "{\"name\":  \"\",\"age\":0}",
+            ],
         ),
         (GrammarSource::json_object(), &["{}", "{\"a\": [1, {\"true\":true}]}"], &["", "[1]", "{"]),
         (GrammarSource::Regex("a+b?|c/d".into()), &["a", "aab", "c/d"], &["", "b", "aabb", "c"]),
@@ -301,9 +314,8 @@ fn calls_that_must_come_have_arguments_that_their_schemas_accept() {
 
     let xml = parts(ToolFormat::Xml, None, 1, None);
     let call = |name: &str, parameters: &[(&str, &str)]| {
-        let write = |(name, value): &(&str, &str)| {
-            format!("<parameter={name}>\n{value}\n</parameter>\n")
-        };
+        let write =
+            |(name, value): &(&str, &str)| format!("<parameter={name}>\n{value}\n</parameter>\n");
         let parameters: String = parameters.iter().map(write).collect();
         format!("<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>")
     };
@@ -312,7 +324,8 @@ fn calls_that_must_come_have_arguments_that_their_schemas_accept() {
         assert!(bench.accepts(&xml, good), "{good}");
     }
     let no_number = call("weather", &[("city", "a"), ("days", "x")]);
-    for bad in [&no_number, &call("weather", &[]), &call("weather", &[("city", "a"), ("unit", "K")])]
+    for bad in
+        [&no_number, &call("weather", &[]), &call("weather", &[("city", "a"), ("unit", "K")])]
     {
         assert!(!bench.accepts(&xml, bad), "{bad}");
     }

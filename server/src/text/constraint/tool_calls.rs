@@ -64,9 +64,9 @@ fn write_xml(lark: &mut String, index: usize, tool: &Tool) -> Result<(), Grammar
     let properties = schema["properties"].as_object().unwrap_or(&empty);
     let required = schema["required"].as_array().map_or(&[][..], Vec::as_slice);
     let is_required = |name: &str| required.iter().any(|r| r == name);
-    if let Some(missing) = required.iter().filter_map(Value::as_str).find(|name| {
-        !properties.contains_key(*name)
-    }) {
+    if let Some(missing) =
+        required.iter().filter_map(Value::as_str).find(|name| !properties.contains_key(*name))
+    {
         return Err(unsupported(tool, missing, "is required and has no schema"));
     }
     let mut parts = String::new();
