@@ -273,8 +273,11 @@ impl CudaRunner {
 
     /// Queues the step: by its recording if it has the shape of one.
     fn run(&mut self, shape: StepShape) -> Result<(), KernelError> {
-        let is_recorded =
-            self.limits.graphs == CudaGraphs::On && shape == self.decode_shape(shape.num_seqs);
+        // What is pooled is in no recording, even where the shapes are equal: a sequence that fills
+        // the context and of which one token is left.
+        let is_recorded = self.limits.graphs == CudaGraphs::On
+            && self.pooling.num_rows() == 0
+            && shape == self.decode_shape(shape.num_seqs);
         if !is_recorded {
             return self.queue(shape);
         }

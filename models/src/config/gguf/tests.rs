@@ -70,3 +70,19 @@ fn what_cannot_be_served_is_refused_with_key_and_value() {
     let arrays = tiny_qwen2().integers("qwen2.attention.head_count_kv", &[2, 2]);
     check_refused(arrays, "head_count_kv is not a whole number");
 }
+
+#[test]
+fn embedding_models_say_how_they_pool() {
+    let purpose = |builder| parse(builder).unwrap().purpose;
+    assert_eq!(purpose(tiny_qwen2().u32("qwen2.pooling_type", 0)), Purpose::Generation);
+    let embedder = tiny_qwen2().u32("qwen2.pooling_type", 3);
+    assert_eq!(purpose(embedder.clone()), Purpose::Embedding);
+    check_refused(tiny_qwen2().u32("qwen2.pooling_type", 1), "qwen2.pooling_type is 1");
+    let appended = |builder: Builder| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.gguf");
+        std::fs::write(&path, builder.build()).unwrap();
+        parse_tokenizer(&GgufFile::open(&path).unwrap()).unwrap().appended
+    };
+    assert_eq!((appended(embedder), appended(tiny_qwen2())), (Some(2), None));
+}
