@@ -1,11 +1,12 @@
 //! A server on a real socket with a real tokenizer and engine, on a runner whose answers stand in
 //! the prompt; and a client that writes HTTP/1.1 by hand.
 
+use crate::fake_runner::scatter;
 use models::{ChatTemplateSource, GenerationDefaults, TokenId, TokenizerSource};
 use server::engine::{
     Chunk, ChunkOutput, EngineConfig, EngineThread, LastStep, Overlap, Plan, PolicyKind, Pooled,
-    Pooling, PrefixCaching, Runner, RunnerError, SampledToken, SamplingParams, StepOutput,
-    TokenLogprobs,
+    Pooling, PrefixCaching, Runner, RunnerError, SampleStep, SampledToken, SamplingParams,
+    StepOutput, TokenLogprobs,
 };
 use server::http::{
     AppState, Drained, HttpConfig, ServedModel, Serving, Task, ThinkingModel, listen, serve,
@@ -50,7 +51,7 @@ fn text_stage_of(part: &str) -> TextStage {
 }
 
 /// Says what the prompt tells it to: `#say:TEXT#` gives the bytes of TEXT, one token each,
-/// `#ids:1,2#` these tokens, `#seed#` a letter for the seed, `#loop#` goes on for ever; then comes
+/// `#ids:1,2#` these tokens (others where a mask does not let them through), `#seed#` a letter for the seed, `#loop#` goes on for ever; then comes
 /// the end of the sequence. It reads the prompt back from the slots it was told to write, so that a
 /// wrong block shows.
 pub struct ScriptRunner {
@@ -109,7 +110,8 @@ impl ScriptRunner {
         let context: Vec<_> = (0..context_len).map(|p| self.slots[slot(p)]).collect();
         let sampled = chunk.sample.as_ref().map(|sample| {
             let (prompt, generated) = context.split_at(sample.prompt_len);
-            let token = self.next_token(prompt, generated.len(), &sample.params);
+            let wanted = self.next_token(prompt, generated.len(), &sample.params);
+            let token = obey(sample, wanted);
             let logprobs = sample.params.logprobs.map(|top| logprobs_of(token, top));
             SampledToken { token, logprobs }
         });
@@ -146,6 +148,18 @@ impl ScriptRunner {
             None => self.byte_tokens[usize::from(b'.')],
         }
     }
+}
+
+/// What is wanted if it may come; else the end if that may, or some token that may.
+fn obey(sample: &SampleStep, wanted: TokenId) -> TokenId {
+    let Some(mask) = &sample.mask else { return wanted };
+    if let Some(token) = [wanted, EOS].into_iter().find(|token| mask.contains(*token)) {
+        return token;
+    }
+    let ids = (0..VOCAB_SIZE as u32).map(TokenId);
+    let allowed: Vec<TokenId> = ids.filter(|token| mask.contains(*token)).collect();
+    let place = scatter(sample.params.seed ^ sample.position as u64) % allowed.len() as u64;
+    allowed[place as usize]
 }
 
 impl Runner for ScriptRunner {
