@@ -83,7 +83,10 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         ),
         "/v1/responses/{id}" => read("response", "A response that was kept", "AnyObject"),
         "/v1/responses/{id}/cancel" => {
-            read("cancelResponse", "End the work of a response in the background", "AnyObject")
+            let summary = "End the work of a response in the background";
+            let mut operation = read("cancelResponse", summary, "AnyObject");
+            operation["responses"]["400"] = error_response("It is not in the background");
+            operation
         }
         "/tokenize" => {
             post("tokenize", "Text or a conversation to tokens", "TokenizeRequest", "Tokens")
@@ -115,6 +118,9 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
         }]);
         operation["responses"]["404"] = error_response(missing);
     }
+    if path.starts_with("/v1/models") {
+        operation["responses"]["503"] = error_response("The model is loading");
+    }
     if super::auth::PUBLIC_ROUTES.contains(&path) {
         operation["security"] = json!([]);
         if path == page::PATH {
@@ -141,7 +147,7 @@ fn errors_as_anthropic(operation: &mut Value) {
 fn generate(id: &str, summary: &str, request: &str, reply: &str) -> Value {
     let mut operation = post(id, summary, request, reply);
     operation["responses"]["200"]["content"]["text/event-stream"] = json!({
-        "schema": {"type": "string", "description": "With `stream`: the events of that API."},
+        "schema": {"description": "With `stream`: the events of that API."},
     });
     operation
 }
@@ -159,7 +165,6 @@ fn post(id: &str, summary: &str, request: &str, reply: &str) -> Value {
         ("413", "The body is too long"),
         ("415", "The body is not JSON"),
         ("429", "The queue is full; see Retry-After"),
-        ("431", "The headers are too large"),
         ("503", "Loading, ending, or the device is lost"),
     ];
     for (code, description) in errors {
@@ -172,7 +177,10 @@ fn read(id: &str, summary: &str, reply: &str) -> Value {
     json!({
         "operationId": id,
         "summary": summary,
-        "responses": {"200": response(reply, "The result")},
+        "responses": {
+            "200": response(reply, "The result"),
+            "431": error_response("The headers are too large"),
+        },
     })
 }
 
