@@ -50,7 +50,39 @@ fn is_there(path: &str, config: &HttpConfig) -> bool {
 }
 
 fn operation(path: &str, config: &HttpConfig) -> Value {
-    let mut operation = match path {
+    let mut operation = described(path);
+    if path.contains("{id}") {
+        let (description, missing) = match path.starts_with("/v1/models") {
+            true => ("A name from /v1/models; it may contain slashes.", "No such model"),
+            false => ("The id of a response.", "No such response"),
+        };
+        operation["parameters"] = json!([{
+            "name": "id", "in": "path", "required": true, "description": description,
+            "schema": {"type": "string"},
+        }]);
+        operation["responses"]["404"] = error_response(missing);
+    }
+    if path.starts_with("/v1/models") {
+        operation["responses"]["503"] = error_response("The model is loading");
+    }
+    if super::auth::PUBLIC_ROUTES.contains(&path) {
+        operation["security"] = json!([]);
+        if path == page::PATH {
+            return operation;
+        }
+        operation["responses"]["503"] = response("Health", "Loading, stuck, stopped or draining");
+    } else if !config.api_keys.is_empty() {
+        operation["responses"]["401"] = error_response("No API key, or an unknown one");
+    }
+    if path.starts_with(anthropic::PATH) {
+        errors_as_anthropic(&mut operation);
+    }
+    operation
+}
+
+/// A route by itself: what it is for, takes and gives.
+fn described(path: &str) -> Value {
+    match path {
         "/v1/chat/completions" => generate(
             "createChatCompletion",
             "Answer a conversation",
@@ -106,34 +138,7 @@ fn operation(path: &str, config: &HttpConfig) -> Value {
             operation
         }
         other => unreachable!("{other} is described"),
-    };
-    if path.contains("{id}") {
-        let (description, missing) = match path.starts_with("/v1/models") {
-            true => ("A name from /v1/models; it may contain slashes.", "No such model"),
-            false => ("The id of a response.", "No such response"),
-        };
-        operation["parameters"] = json!([{
-            "name": "id", "in": "path", "required": true, "description": description,
-            "schema": {"type": "string"},
-        }]);
-        operation["responses"]["404"] = error_response(missing);
     }
-    if path.starts_with("/v1/models") {
-        operation["responses"]["503"] = error_response("The model is loading");
-    }
-    if super::auth::PUBLIC_ROUTES.contains(&path) {
-        operation["security"] = json!([]);
-        if path == page::PATH {
-            return operation;
-        }
-        operation["responses"]["503"] = response("Health", "Loading, stuck, stopped or draining");
-    } else if !config.api_keys.is_empty() {
-        operation["responses"]["401"] = error_response("No API key, or an unknown one");
-    }
-    if path.starts_with(anthropic::PATH) {
-        errors_as_anthropic(&mut operation);
-    }
-    operation
 }
 
 /// This API has errors of a shape of its own.
