@@ -53,7 +53,39 @@ fn is_there(path: &str, config: &HttpConfig) -> bool {
 }
 
 fn operation(method: &str, path: &str, config: &HttpConfig) -> Value {
-    let mut operation = match path {
+    let mut operation = described(method, path);
+    if path.contains("{id}") {
+        let (description, missing) = match path.starts_with("/v1/models") {
+            true => ("A name from /v1/models; it may contain slashes.", "No such model"),
+            false => jobs::id_of(path).unwrap_or(("The id of a response.", "No such response")),
+        };
+        operation["parameters"] = json!([{
+            "name": "id", "in": "path", "required": true, "description": description,
+            "schema": {"type": "string"},
+        }]);
+        operation["responses"]["404"] = error_response(missing);
+    }
+    if path.starts_with("/v1/models") {
+        operation["responses"]["503"] = error_response("The model is loading");
+    }
+    if super::auth::PUBLIC_ROUTES.contains(&path) {
+        operation["security"] = json!([]);
+        if path == page::PATH {
+            return operation;
+        }
+        operation["responses"]["503"] = response("Health", "Loading, stuck, stopped or draining");
+    } else if !config.api_keys.is_empty() {
+        operation["responses"]["401"] = error_response("No API key, or an unknown one");
+    }
+    if path.starts_with(anthropic::PATH) {
+        errors_as(&mut operation, "AnthropicError");
+    }
+    operation
+}
+
+/// A route by itself: what it is for, takes and gives.
+fn described(method: &str, path: &str) -> Value {
+    match path {
         "/v1/chat/completions" => generate(
             "createChatCompletion",
             "Answer a conversation",
@@ -86,7 +118,10 @@ fn operation(method: &str, path: &str, config: &HttpConfig) -> Value {
         ),
         "/v1/responses/{id}" => read("response", "A response that was kept", "AnyObject"),
         "/v1/responses/{id}/cancel" => {
-            read("cancelResponse", "End the work of a response in the background", "AnyObject")
+            let summary = "End the work of a response in the background";
+            let mut operation = read("cancelResponse", summary, "AnyObject");
+            operation["responses"]["400"] = error_response("It is not in the background");
+            operation
         }
         "/tokenize" => {
             post("tokenize", "Text or a conversation to tokens", "TokenizeRequest", "Tokens")
@@ -110,31 +145,7 @@ fn operation(method: &str, path: &str, config: &HttpConfig) -> Value {
             let operation = operation.or_else(|| jobs::operation(method, other));
             operation.unwrap_or_else(|| unreachable!("{method} {other} is described"))
         }
-    };
-    if path.contains("{id}") {
-        let (description, missing) = match path.starts_with("/v1/models") {
-            true => ("A name from /v1/models; it may contain slashes.", "No such model"),
-            false => jobs::id_of(path).unwrap_or(("The id of a response.", "No such response")),
-        };
-        operation["parameters"] = json!([{
-            "name": "id", "in": "path", "required": true, "description": description,
-            "schema": {"type": "string"},
-        }]);
-        operation["responses"]["404"] = error_response(missing);
     }
-    if super::auth::PUBLIC_ROUTES.contains(&path) {
-        operation["security"] = json!([]);
-        if path == page::PATH {
-            return operation;
-        }
-        operation["responses"]["503"] = response("Health", "Loading, stuck, stopped or draining");
-    } else if !config.api_keys.is_empty() {
-        operation["responses"]["401"] = error_response("No API key, or an unknown one");
-    }
-    if path.starts_with(anthropic::PATH) {
-        errors_as(&mut operation, "AnthropicError");
-    }
-    operation
 }
 
 /// A stream there is asked for by a header.
@@ -156,7 +167,7 @@ fn errors_as(operation: &mut Value, schema: &str) {
 fn generate(id: &str, summary: &str, request: &str, reply: &str) -> Value {
     let mut operation = post(id, summary, request, reply);
     operation["responses"]["200"]["content"]["text/event-stream"] = json!({
-        "schema": {"type": "string", "description": "With `stream`: the events of that API."},
+        "schema": {"description": "With `stream`: the events of that API."},
     });
     operation
 }
@@ -174,7 +185,6 @@ fn post(id: &str, summary: &str, request: &str, reply: &str) -> Value {
         ("413", "The body is too long"),
         ("415", "The body is not JSON"),
         ("429", "The queue is full; see Retry-After"),
-        ("431", "The headers are too large"),
         ("503", "Loading, ending, or the device is lost"),
     ];
     for (code, description) in errors {
@@ -187,7 +197,10 @@ fn read(id: &str, summary: &str, reply: &str) -> Value {
     json!({
         "operationId": id,
         "summary": summary,
-        "responses": {"200": response(reply, "The result")},
+        "responses": {
+            "200": response(reply, "The result"),
+            "431": error_response("The headers are too large"),
+        },
     })
 }
 
