@@ -5,13 +5,14 @@ use super::body::read_fields;
 use super::choice::{Delta, Output};
 use super::constraint::CONSTRAINT_FIELDS;
 use super::error::{ApiError, RequestError};
-use super::fields::{Field, Fields, Kind, out_of_range};
+use super::fields::{Field, Fields, Kind};
 use super::generation::{Generation, Job, Whole, admit, estimate_tokens, text_error};
 use super::limits::HttpConfig;
 use super::messages::{messages_schema, read_messages};
 use super::sampling::{COMMON_FIELDS, Common};
 use super::sse::{ChunkFormat, respond};
-use super::state::{BodyReservation, Context, ServedModel, ThinkingModel};
+use super::state::{BodyReservation, Context, ServedModel};
+use super::thinking::{REASONING_EFFORT, THINKING_BUDGET, THINKING_TOKEN_BUDGET, read_thinking};
 use super::tools::{
     CallableTools, PARALLEL_TOOL_CALLS, RequestTools, TOOL_CHOICE, TOOLS, read_tools,
 };
@@ -73,30 +74,11 @@ pub const ENABLE_THINKING: Field = Field {
     doc: "The same as chat_template_kwargs.enable_thinking, which goes before it.",
 };
 
-pub const THINKING_BUDGET: Field = Field {
-    name: "thinking_budget",
-    kind: Kind::Integer { min: 0, max: i64::MAX },
-    doc: "After so many tokens of thinking it is closed and the answer begins. Default: no limit.",
-};
-pub const THINKING_TOKEN_BUDGET: Field = Field {
-    name: "thinking_token_budget",
-    kind: Kind::Integer { min: 0, max: i64::MAX },
-    doc: "The same as thinking_budget, which goes before it.",
-};
-pub const REASONING_EFFORT: Field = Field {
-    name: "reasoning_effort",
-    kind: Kind::Shape(effort_schema),
-    doc: "none switches thinking off. Else given to a template that knows it; with others minimal, \
-          low and medium are budgets of 256, 1024 and 8192 tokens.",
-};
 pub const INCLUDE_REASONING: Field = Field {
     name: "include_reasoning",
     kind: Kind::Boolean,
     doc: "False: the reasoning is left out of the answer. Default true.",
 };
-
-/// Values of `reasoning_effort`.
-const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 /// How the messages are rendered.
 pub const TEMPLATE_FIELDS: &[Field] =
@@ -156,10 +138,10 @@ impl ChatRequest {
     ) -> Result<ChatRequest, RequestError> {
         check_chat(fields)?;
         let mut common = Common::read(fields, model, config)?;
-        let effort = read_effort(fields, model)?;
+        let thinking = read_thinking(fields, model)?;
         let (mut chat, tools) = read_chat(fields, model, config)?;
-        common.wanted.thinking_budget = read_budget(fields, model, &effort)?;
-        if let Effort::Told(effort) = effort {
+        common.wanted.thinking_budget = thinking.budget;
+        if let Some(effort) = thinking.told {
             chat.template_kwargs.entry(REASONING_EFFORT.name).or_insert(effort.into());
         }
         let tools = match tools {
@@ -474,69 +456,6 @@ fn read_template_fields(
         add_generation_prompt: add_generation_prompt.unwrap_or(!continue_final_message),
         continue_final_message,
     })
-}
-
-/// How much the model is to think.
-enum Effort {
-    Default,
-    /// The template tells the model.
-    Told(String),
-    Budget(usize),
-}
-
-/// `none` switches the thinking off, as if the client had said so.
-fn read_effort(fields: &mut Fields, model: &ServedModel) -> Result<Effort, RequestError> {
-    let value = match fields.take(&REASONING_EFFORT) {
-        None => return Ok(Effort::Default),
-        Some(value) => value,
-    };
-    let effort = value.as_str().filter(|effort| EFFORTS.contains(effort));
-    let Some(effort) = effort.map(str::to_owned) else {
-        return Err(out_of_range(REASONING_EFFORT.name, &value, EFFORTS.join(", ")));
-    };
-    if effort == "none" {
-        if fields.value(ENABLE_THINKING.name).is_none() {
-            fields.set(&ENABLE_THINKING, false.into());
-        }
-        return Ok(Effort::Default);
-    }
-    match model.thinking {
-        ThinkingModel::No => Err(no_thinking(REASONING_EFFORT.name)),
-        ThinkingModel::TakesEffort => Ok(Effort::Told(effort)),
-        ThinkingModel::Yes => match effort.as_str() {
-            "minimal" => Ok(Effort::Budget(256)),
-            "low" => Ok(Effort::Budget(1024)),
-            "medium" => Ok(Effort::Budget(8192)),
-            _ => Ok(Effort::Default),
-        },
-    }
-}
-
-/// The client's own number goes before that of the effort.
-fn read_budget(
-    fields: &mut Fields,
-    model: &ServedModel,
-    effort: &Effort,
-) -> Result<Option<usize>, RequestError> {
-    let newer = fields.count(&THINKING_BUDGET)?;
-    let given = newer.or(fields.count(&THINKING_TOKEN_BUDGET)?);
-    match (given, effort) {
-        (Some(_), _) if model.thinking == ThinkingModel::No => {
-            Err(no_thinking(THINKING_BUDGET.name))
-        }
-        (Some(tokens), _) => Ok(Some(tokens)),
-        (None, Effort::Budget(tokens)) => Ok(Some(*tokens)),
-        (None, Effort::Default | Effort::Told(_)) => Ok(None),
-    }
-}
-
-fn no_thinking(field: &str) -> RequestError {
-    let reason = "this model does not think before it answers".to_string();
-    RequestError::Invalid { field: field.into(), reason }
-}
-
-fn effort_schema() -> Value {
-    json!({"anyOf": [{"enum": EFFORTS}, {"type": "null"}]})
 }
 
 fn read_logprobs(fields: &mut Fields) -> Result<Option<usize>, RequestError> {

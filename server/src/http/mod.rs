@@ -15,6 +15,7 @@ pub mod unsupported;
 pub mod unknown;
 pub mod messages;
 pub mod tools;
+pub mod thinking;
 pub mod chat_completions;
 pub mod completions;
 pub mod fill_in;

@@ -1,12 +1,11 @@
 //! The body of a request to Anthropic's API as that of a chat.
 
-use crate::http::chat_completions::{
-    CHAT_TEMPLATE_KWARGS, ENABLE_THINKING, MAX_TOKENS, MESSAGES, THINKING_BUDGET,
-};
+use crate::http::chat_completions::{CHAT_TEMPLATE_KWARGS, ENABLE_THINKING, MAX_TOKENS, MESSAGES};
 use crate::http::error::{RequestError, excerpt};
 use crate::http::fields::{Field, Fields, Kind, out_of_range, show, string_of, wrong_type};
 use crate::http::limits::{TOOL_NAME_BYTES_MAX, TOOLS_MAX};
 use crate::http::sampling::{MODEL, STOP, STREAM, TEMPERATURE, TOP_K, TOP_P};
+use crate::http::thinking::THINKING_BUDGET;
 use crate::http::tools::{PARALLEL_TOOL_CALLS, TOOL_CHOICE, TOOLS};
 use serde_json::{Map, Value, json};
 

@@ -32,8 +32,6 @@ const SEARCH_OPTIONS: Field = Field {
     kind: Kind::Shape(text_schema),
     doc: "Of no effect without a search.",
 };
-/// A budget that a chat does not read must not be lost without a word.
-const THINKING_BUDGET: &str = "thinking_budget";
 /// A variable of the newer chat templates.
 const PRESERVE_THINKING: Field = Field {
     name: "preserve_thinking",
@@ -117,17 +115,6 @@ pub fn into_chat(
 pub enum Stream {
     Yes,
     No,
-}
-
-/// Errors: a field that changes the answer and that no chat has read.
-pub fn refuse_unread(chat: &Fields) -> Result<(), RequestError> {
-    match chat.value(THINKING_BUDGET) {
-        Some(budget) => {
-            let (field, value) = (THINKING_BUDGET.into(), show(budget));
-            Err(RequestError::Unsupported { field, value })
-        }
-        None => Ok(()),
-    }
 }
 
 /// Messages as a chat has them, from `messages` or `prompt`; and whether the last one is to be

@@ -2,7 +2,7 @@
 
 use super::answer::{output, usage_json};
 use super::events::Events;
-use super::into_chat::{ResultFormat, Stream, into_chat, refuse_unread, without_own};
+use super::into_chat::{ResultFormat, Stream, into_chat, without_own};
 use super::{DashScopeError, RequestId, read_envelope, reply};
 use crate::http::auth::Client;
 use crate::http::chat_completions::{ChatRequest, Reasoning, start_chat};
@@ -43,7 +43,6 @@ pub async fn generate(
     let outer = envelope.ignored.clone();
     let (mut fields, style) = into_chat(envelope, format, stream)?;
     let request = ChatRequest::into_request(&mut fields, &serving.model, &context.config)?;
-    refuse_unread(&fields)?;
     refuse_what_has_no_place(&request)?;
     let inner = IgnoredFields::of(&fields, &chat_names(), &context.config)?;
     if style.format == ResultFormat::Text && request.common.n > 1 {

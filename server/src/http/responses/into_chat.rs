@@ -2,12 +2,13 @@
 
 use super::store::ResponseStore;
 use crate::http::auth::Client;
-use crate::http::chat_completions::{MAX_COMPLETION_TOKENS, MESSAGES, REASONING_EFFORT};
+use crate::http::chat_completions::{MAX_COMPLETION_TOKENS, MESSAGES};
 use crate::http::constraint::RESPONSE_FORMAT;
 use crate::http::error::{RequestError, excerpt};
 use crate::http::fields::{Field, Fields, Kind, out_of_range, show, string_of, wrong_type};
 use crate::http::limits::{TOOL_NAME_BYTES_MAX, TOOLS_MAX};
 use crate::http::sampling::{MODEL, STREAM, TEMPERATURE, TOP_P, USER};
+use crate::http::thinking::REASONING_EFFORT;
 use crate::http::tools::{PARALLEL_TOOL_CALLS, TOOL_CHOICE, TOOLS};
 use serde_json::{Map, Value, json};
 
