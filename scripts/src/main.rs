@@ -1,5 +1,6 @@
 //! The project's chores, run as `cargo xtask CHORE`.
 
+mod beside;
 mod clients;
 mod cuda_toolchain;
 mod debian;
@@ -44,6 +45,8 @@ enum Chore {
     Soak(soak::Args),
     /// Send a server far more at once than its queue takes; every request is answered or refused
     Overload(overload::Args),
+    /// Measure what a batch job costs those who wait: the same load without and with one
+    Beside(beside::Args),
     /// Compare speed with llama.cpp's server on the same file, in turns
     Floor(floor::Args),
     /// Build the Virtual GPU, on which CUDA code runs without a GPU, and say how to use it
@@ -61,6 +64,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Mpi(args) => mpi::run(&args),
         Chore::Soak(args) => soak::run(&args),
         Chore::Overload(args) => overload::run(&args),
+        Chore::Beside(args) => beside::run(&args),
         Chore::Floor(args) => floor::run(&args),
         Chore::VirtualGpu(args) => virtual_gpu::run(&args),
     }

@@ -105,3 +105,11 @@ pub fn get(url: &str) -> Result<String> {
     let agent: ureq::Agent = config.build().into();
     Ok(agent.get(url).call()?.body_mut().read_to_string()?)
 }
+
+/// Sends a body and reads the JSON that comes back.
+pub fn post(url: &str, content_type: &str, body: &[u8]) -> Result<serde_json::Value> {
+    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(60)));
+    let agent: ureq::Agent = config.build().into();
+    let mut answer = agent.post(url).header("content-type", content_type).send(body)?;
+    Ok(serde_json::from_str(&answer.body_mut().read_to_string()?)?)
+}

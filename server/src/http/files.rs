@@ -188,7 +188,13 @@ async fn take_file(
     id: &str,
     form: &mut Form,
 ) -> Result<Upload, ApiError> {
-    let mut upload = jobs.begin_upload(owner, id).await?;
+    let mut upload = match jobs.begin_upload(owner, id).await {
+        Ok(upload) => upload,
+        Err(error) => {
+            form.discard().await;
+            return Err(error.into());
+        }
+    };
     while let Some(bytes) = form.chunk().await? {
         if let Err(error) = upload.write(bytes).await {
             form.discard().await;
