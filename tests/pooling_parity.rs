@@ -146,7 +146,9 @@ fn pool(backend: &Backend, path: &Path, prompts: Vec<Vec<u32>>, pooling: &Poolin
         sampling: SamplingParams { max_new_tokens: 0, ..SamplingParams::default() },
         pooling: Some(pooling.clone()),
         priority: 0,
+        lane: Default::default(),
         cache_salt: Default::default(),
+        constraint: None,
     };
     let requests: Vec<Request> = prompts.into_iter().map(request).collect();
     let limits =

@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 mod background;
+mod constraints;
 mod room;
 
 /// The engine's limits, checked by whoever made them (see `assert_valid`).
@@ -246,16 +247,6 @@ impl Scheduler {
         events
     }
 
-    /// Whether some sequence cannot go on before its constraint has spoken.
-    pub fn awaits_constraints(&self) -> bool {
-        self.waiting.iter().chain(&self.running).any(Sequence::awaits_constraint)
-    }
-
-    /// Sequences that their constraints have ended since the last call.
-    pub fn take_failed(&mut self) -> Vec<(SequenceId, Aborted, EngineError)> {
-        std::mem::take(&mut self.failed)
-    }
-
     /// Sequences scheduled for the first time since the last call.
     pub fn take_started(&mut self) -> Vec<SequenceId> {
         std::mem::take(&mut self.started)
@@ -296,21 +287,6 @@ impl Scheduler {
             assert!(has_work, "running sequences have something to compute");
             let is_planned = !sequence.is_under_way() || self.num_under_way > 0;
             assert!(is_planned, "what is under way is in a plan");
-        }
-    }
-
-    /// Sequences whose constraints have failed end here.
-    fn ask_constraints(&mut self) {
-        let mut failed = Vec::new();
-        for sequence in self.running.iter_mut().chain(&mut self.waiting) {
-            if let Err(error) = sequence.ask_constraint() {
-                failed.push((sequence.id(), EngineError::Constraint { reason: error.reason }));
-            }
-        }
-        for (id, error) in failed {
-            let aborted = self.remove(id);
-            self.stats.failed += 1;
-            self.failed.push((id, aborted, error));
         }
     }
 
