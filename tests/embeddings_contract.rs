@@ -281,8 +281,8 @@ fn a_client_that_leaves_frees_what_it_held() {
     std::io::Write::write_all(&mut stream, &bytes).expect("the server reads");
     server.wait_for_metric("monsoon_requests_started_total", 16.0);
     drop(stream);
-    server.gate.open();
     server.wait_for_metric(r#"monsoon_request_success_total{finished_reason="abort"}"#, 20.0);
+    server.gate.open();
     server.wait_for_metric("monsoon_num_requests_running", 0.0);
     server.wait_for_metric("monsoon_num_requests_waiting", 0.0);
 }

@@ -178,6 +178,7 @@ fn simulate(seed: u64) -> Coverage {
         start: Instant::now(),
         step: 0,
         coverage: Coverage::default(),
+        is_lost: false,
     };
     simulation.run(&scenario)
 }
@@ -188,6 +189,8 @@ struct Simulation {
     start: Instant,
     step: u64,
     coverage: Coverage,
+    /// The device is.
+    is_lost: bool,
 }
 
 /// What a client has received, and what it must receive.
@@ -323,6 +326,7 @@ impl Simulation {
     }
 
     fn lose_all(&mut self) {
+        self.is_lost = true;
         for client in self.clients.values_mut().filter(|client| client.end.is_none()) {
             client.end = Some(End::Lost);
         }
@@ -342,7 +346,7 @@ impl Simulation {
                 End::Lost => self.coverage.lost += 1,
             }
         }
-        if self.coverage.lost == 0 {
+        if !self.is_lost {
             assert!(self.engine.is_idle(), "all requests have ended");
             assert_eq!(stats.blocks_free, stats.blocks_total, "all blocks are free at the end");
             assert_eq!((stats.running, stats.waiting_preempted), (0, 0));

@@ -6,6 +6,7 @@
 //! checks them all with the same parsers.
 
 pub mod args;
+mod debug;
 pub mod jobs;
 pub mod layers;
 #[cfg(test)]
@@ -482,21 +483,4 @@ fn did_you_mean(nearest: &Option<String>) -> String {
 
 fn flag_error(flag: &str, reason: String) -> ConfigError {
     ConfigError::Value { origin: flag.to_string(), reason }
-}
-
-// Secrets stay out of anything printed with {:?}.
-impl std::fmt::Debug for ListenConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ListenConfig({}:{}, {} API keys)", self.host, self.port, self.api_keys.len())
-    }
-}
-impl std::fmt::Debug for ChatConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ChatConfig({}, model {:?})", self.url, self.model)
-    }
-}
-impl std::fmt::Debug for BenchConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "BenchConfig({}, {:?}, {:?})", self.url, self.load, self.stop)
-    }
 }

@@ -282,15 +282,21 @@ fn schemas(config: &HttpConfig) -> Value {
             "code": text,
         }))})),
     });
-    pooled::add_schemas(&mut schemas, config);
+    add_schemas(&mut schemas, config);
+    schemas
+}
+
+/// Of endpoints that are described where they are.
+fn add_schemas(schemas: &mut Value, config: &HttpConfig) {
+    pooled::add_schemas(schemas, config);
     for (name, schema) in dashscope::schemas::requests() {
         schemas[name] = schema;
     }
+    let text = json!({"type": "string"});
     schemas["DashScopeError"] = object(json!({"code": text, "message": text, "request_id": text}));
-    if let (Value::Object(all), Value::Object(more)) = (&mut schemas, jobs::schemas(config)) {
+    if let (Value::Object(all), Value::Object(more)) = (schemas, jobs::schemas(config)) {
         all.extend(more);
     }
-    schemas
 }
 
 /// Only `role` and `content` are always there.

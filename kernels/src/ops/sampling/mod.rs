@@ -1,9 +1,9 @@
 //! Logits -> token ids on a GPU, without a host round trip per token.
 //!
 //! The meaning is that of the CPU's sampler (`server/src/ranks/sampler.rs`), step by step:
-//! log-probabilities of the raw logits (if asked for); the mask; bias; repetition, then frequency and
-//! presence penalties; bans; greedy, or temperature, min_p, top_k, top_p, draw. Greedy choices are
-//! the same token; draws differ only where the random number lies within rounding of the border
+//! log-probabilities of the raw logits (if asked for); the mask; bias; repetition, then frequency
+//! and presence penalties; bans; greedy, or temperature, min_p, top_k, top_p, draw. Greedy choices
+//! are the same token; draws differ only where the random number lies within rounding of the border
 //! between two tokens. A step's rows travel as `SampleRow`s in one array, with their lists in
 //! another.
 
