@@ -52,8 +52,8 @@ fn text_stage_of(part: &str) -> TextStage {
 
 /// Says what the prompt tells it to: `#say:TEXT#` gives the bytes of TEXT, one token each,
 /// `#ids:1,2#` these tokens, `#seed#` a letter for the seed, `#loop#` goes on for ever; then comes
-/// the end of the sequence. Where a mask does not let that through, it says something else. It reads the prompt back from the slots it was told to write, so that a
-/// wrong block shows.
+/// the end of the sequence. Where a mask does not let that through, it says something else. It
+/// reads the prompt back from the slots it was told to write, so that a wrong block shows.
 pub struct ScriptRunner {
     text: TextStage,
     byte_tokens: Vec<TokenId>,

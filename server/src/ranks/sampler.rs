@@ -1,10 +1,11 @@
 //! Logits -> token ids.
 //!
 //! The order, per row: log-probabilities of the raw logits (if asked for); the mask; logit_bias;
-//! repetition, then frequency and presence penalties; bans (a bias of -100, and end and stop tokens while
-//! min_tokens is not reached); greedy, or temperature, min_p, top_k, top_p, draw. These are the
-//! documented steps of vLLM's V1 sampler: bias before penalties, min_p before top_k before top_p.
-//! There bans come first, which is the same, for nothing that is added to -inf brings it back.
+//! repetition, then frequency and presence penalties; bans (a bias of -100, and end and stop tokens
+//! while min_tokens is not reached); greedy, or temperature, min_p, top_k, top_p, draw. These are
+//! the documented steps of vLLM's V1 sampler: bias before penalties, min_p before top_k before
+//! top_p. There bans come first, which is the same, for nothing that is added to -inf brings it
+//! back.
 //!
 //! Where the references leave ties open (equal logits at the edge of top_k or top_p, or at the
 //! top), the lowest id goes first, so that top_k = 1, min_p = 1 and a tiny top_p are greedy
