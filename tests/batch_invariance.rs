@@ -163,7 +163,7 @@ fn check_schedules_by(
 ) {
     let (mut preemptions, mut hit_tokens, mut mixed_steps, mut batch_len_max) = (0, 0, 0, 0);
     let mut from_last_step = 0;
-    for (seed, backend) in (0..).zip(backends.iter().cycle().take(3.max(2 * backends.len()))) {
+    for (seed, backend) in (0..).zip(backends.iter().cycle().take(5.max(2 * backends.len()))) {
         let mut random = Random(seed);
         let (limits, arrivals) = if seed == 0 { (ROOMY, Arrivals::AtOnce) } else { tight(seed) };
         let policy = random.pick(&[PolicyKind::Fcfs, PolicyKind::Priority]);

@@ -26,17 +26,18 @@ pub const CHOICES_MAX: usize = 1024;
 /// ever.
 pub const WHITESPACE: &str = r" |\n[ \t]{0,40}";
 /// Whoever asked is refused after so long. What was begun goes on and is kept.
-const COMPILE_TIME_MAX: Duration = Duration::from_secs(2);
-/// Grammars being compiled or waiting for it; more are refused.
-const COMPILING_MAX: usize = 64;
+const COMPILE_TIME_MAX: Duration = Duration::from_millis(1500);
+/// Grammars being compiled, each on a thread of its own, so that a slow one holds up no other; more
+/// are refused.
+const COMPILING_MAX: usize = 32;
 /// Compiled grammars and refusals that are kept, the ones used last.
 const KEPT_MAX: usize = 128;
 /// Brackets within each other in a regular expression or grammar.
 const NESTING_MAX: usize = 200;
 /// Characters of a parser's own explanation that are passed on.
-const REASON_CHARS_MAX: usize = 400;
+pub(super) const REASON_CHARS_MAX: usize = 400;
 /// Of the compiling threads: below whatever computes or answers.
-const COMPILE_NICENESS: i32 = 10;
+const COMPILE_NICENESS: i32 = 19;
 const CORES_PER_MASK_THREAD: usize = 8;
 
 const LIMITS: ParserLimits = ParserLimits {
@@ -89,7 +90,6 @@ pub struct Grammar {
 /// The grammars of one tokenizer.
 pub struct Grammars {
     shared: Arc<Shared>,
-    threads: Workers,
     /// Compute what may come next in answers.
     masks: Arc<Workers>,
 }
@@ -132,7 +132,6 @@ impl Grammars {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Grammars {
             shared: Arc::new(shared),
-            threads: Workers::start("grammar", 2, COMPILE_NICENESS)?,
             masks: Arc::new(Workers::start("mask", cores / CORES_PER_MASK_THREAD, 0)?),
         })
     }
@@ -151,7 +150,12 @@ impl Grammars {
             Found::Waits(answer) => answer,
             Found::New(answer) => {
                 let shared = Arc::clone(&self.shared);
-                self.threads.add(move || shared.compile(key, source));
+                let threads = Workers::start("grammar", 1, COMPILE_NICENESS);
+                match threads {
+                    // It ends after its only job.
+                    Ok(threads) => threads.add(move || shared.compile(key, source)),
+                    Err(_) => self.shared.lock().forget(key),
+                }
                 answer
             }
         };
@@ -331,6 +335,12 @@ impl Kept {
                 Ok(Found::New(answer))
             }
         }
+    }
+
+    /// It was not begun: whoever waits is told that no answer comes.
+    fn forget(&mut self, key: [u8; 32]) {
+        self.num_compiling -= 1;
+        self.grammars.remove(&key);
     }
 
     /// Returns who waits for it.

@@ -1,6 +1,7 @@
 //! The constraint of one answer: where it is, and what may come next.
 
 use super::bad_words::BadWords;
+use super::grammar::REASON_CHARS_MAX;
 use super::{Constraint, Thinking, bits};
 use llguidance::Matcher;
 use models::TokenId;
@@ -281,8 +282,9 @@ fn next_mask(
     vocab_size: usize,
 ) -> Result<Vec<u32>, String> {
     let failed = |matcher: &Matcher| {
-        let reason = matcher.stop_reason();
-        format!("its grammar cannot go on ({reason})")
+        let reason = matcher.get_error().unwrap_or_default();
+        let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
+        format!("its grammar cannot be followed any further: {reason}")
     };
     if let Some(token) = token {
         matcher.consume_token(token.0).map_err(|_| failed(matcher))?;

@@ -55,7 +55,7 @@ impl Workers {
 }
 
 impl Drop for Workers {
-    /// The threads end after the job they are at.
+    /// The threads end after the jobs that were added.
     fn drop(&mut self) {
         self.queue.lock().closed = true;
         self.queue.wake.notify_all();
@@ -66,11 +66,11 @@ impl Queue {
     fn pop(&self) -> Option<Job> {
         let mut state = self.lock();
         loop {
-            if state.closed {
-                return None;
-            }
             if let Some(job) = state.jobs.pop_front() {
                 return Some(job);
+            }
+            if state.closed {
+                return None;
             }
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
