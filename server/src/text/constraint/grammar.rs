@@ -32,8 +32,9 @@ const COMPILE_TIME_MAX: Duration = Duration::from_millis(1500);
 const COMPILING_MAX: usize = 32;
 /// Compiled grammars and refusals that are kept, the ones used last.
 const KEPT_MAX: usize = 128;
-/// Brackets within each other in a regular expression or grammar.
-const NESTING_MAX: usize = 200;
+/// Brackets within each other in a regular expression or grammar. Those in strings and classes count
+/// too, so it is more than anyone needs and far less than the stack of the compiling thread holds.
+const NESTING_MAX: usize = 2000;
 /// Characters of a parser's own explanation that are passed on.
 pub(super) const REASON_CHARS_MAX: usize = 400;
 /// Of the compiling threads: below whatever computes or answers.
@@ -154,7 +155,7 @@ impl Grammars {
                 match threads {
                     // It ends after its only job.
                     Ok(threads) => threads.add(move || shared.compile(key, source)),
-                    Err(_) => self.shared.lock().forget(key),
+                    Err(_) => return Err(self.shared.lock().forget(key)),
                 }
                 answer
             }
@@ -222,10 +223,7 @@ impl GrammarSource {
                 Ok(format!("%json {}", with_whitespace(schema.clone(), whitespace)))
             }
             GrammarSource::Regex(text) => Ok(format!("/{}/", llguidance::regex_to_lark(text, ""))),
-            GrammarSource::Choice(choices) => {
-                let literals: Vec<String> = choices.iter().map(|c| lark_literal(c)).collect();
-                Ok(format!("({})", literals.join(" | ")))
-            }
+            GrammarSource::Choice(choices) => Ok(lark_choice(choices)),
             GrammarSource::Lark(_) => {
                 let reason = "cannot be combined with tools that may be called".to_owned();
                 Err(GrammarError::Invalid { reason })
@@ -240,8 +238,7 @@ impl GrammarSource {
             }
             GrammarSource::Regex(text) => TopLevelGrammar::from_regex(&text),
             GrammarSource::Choice(choices) => {
-                let literals: Vec<String> = choices.iter().map(|c| lark_literal(c)).collect();
-                TopLevelGrammar::from_lark(format!("start: {}", literals.join(" | ")))
+                TopLevelGrammar::from_lark(format!("start: {}", lark_choice(&choices)))
             }
             GrammarSource::Lark(text) => TopLevelGrammar::from_lark(text),
         }
@@ -264,6 +261,11 @@ pub(super) fn lark_literal(text: &str) -> String {
     Value::from(text).to_string()
 }
 
+fn lark_choice(choices: &[String]) -> String {
+    let literals: Vec<String> = choices.iter().map(|choice| lark_literal(choice)).collect();
+    format!("({})", literals.join(" | "))
+}
+
 /// Parsers recurse for each bracket and each prefix operator.
 fn check_nesting(text: &str) -> Result<(), GrammarError> {
     let mut depth = 0usize;
@@ -271,8 +273,6 @@ fn check_nesting(text: &str) -> Result<(), GrammarError> {
         match c {
             '(' | '[' | '{' | '~' => depth += 1,
             ')' | ']' | '}' => depth = depth.saturating_sub(1),
-            // A rule ends.
-            '\n' => depth = 0,
             _ => {}
         }
         if depth > NESTING_MAX {
@@ -337,10 +337,12 @@ impl Kept {
         }
     }
 
-    /// It was not begun: whoever waits is told that no answer comes.
-    fn forget(&mut self, key: [u8; 32]) {
+    /// It was not begun, for want of a thread: whoever waits is told that no answer comes.
+    fn forget(&mut self, key: [u8; 32]) -> GrammarError {
+        let grammars = self.num_compiling;
         self.num_compiling -= 1;
         self.grammars.remove(&key);
+        GrammarError::Busy { grammars, grammars_max: COMPILING_MAX }
     }
 
     /// Returns who waits for it.

@@ -228,6 +228,10 @@ impl SequenceConstraint {
         self.parser = Some(Arc::clone(&place));
         let (shared, wake) = (Arc::clone(&self.shared), Arc::clone(&self.wake));
         self.shared.workers.add(move || {
+            // The answer is over, and nobody can ask any more.
+            if Arc::strong_count(&place) == 1 {
+                return;
+            }
             let compute = || {
                 let mut matcher = matcher().ok_or("its grammar has failed before")?;
                 let num_ids = shared.vocabulary.num_ids();

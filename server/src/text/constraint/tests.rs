@@ -245,6 +245,7 @@ fn what_cannot_be_held_is_refused_with_its_reason() {
         GrammarSource::Regex("~".repeat(5000)),
         GrammarSource::Lark("start: other".into()),
         GrammarSource::Lark(format!("start: {deep}")),
+        GrammarSource::Lark(format!("start: {}", "(\n".repeat(5000))),
         GrammarSource::Lark("root ::= x".into()),
         GrammarSource::Regex(long),
     ] {
