@@ -33,7 +33,7 @@ const COMPILING_MAX: usize = 32;
 /// Compiled grammars and refusals that are kept, the ones used last.
 const KEPT_MAX: usize = 128;
 /// Brackets within each other in a regular expression or grammar. Those in strings and classes
-/// count too, so it is more than anyone needs, and far less than the compiling thread's stack holds.
+/// count too, so it is more than anyone needs; the compiling thread's stack holds far more.
 const NESTING_MAX: usize = 2000;
 /// Characters of a parser's own explanation that are passed on.
 pub(super) const REASON_CHARS_MAX: usize = 400;
