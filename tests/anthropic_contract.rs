@@ -1,7 +1,7 @@
 //! Anthropic's API over a real socket: the same server as in http_contract.rs.
 
 use serde_json::{Value, json};
-use server::http::HttpConfig;
+use server::http::{HttpConfig, KeyRing};
 use tests::http::{Answer, Setup, TestServer, post_bytes};
 
 fn start() -> TestServer {
@@ -211,7 +211,7 @@ fn conversations_are_those_of_the_chat_api() {
 fn errors_have_anthropics_shape() {
     let keys = vec!["secret".to_owned()];
     let server = TestServer::start(Setup {
-        http: HttpConfig { api_keys: keys, ..HttpConfig::default() },
+        http: HttpConfig { keys: KeyRing::new(&keys, &[]), ..HttpConfig::default() },
         ..Setup::default()
     });
     let with_key = |path: &str, key: &str, body: &Value| {

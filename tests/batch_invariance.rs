@@ -104,6 +104,7 @@ fn real_request(index: u32) -> Request {
         pooling: None,
         priority: 0,
         lane: Default::default(),
+        tenant: Default::default(),
         cache_salt: Default::default(),
         constraint: None,
     }
@@ -217,6 +218,7 @@ fn engine_config(
         max_num_seqs: limits.max_num_seqs,
         max_num_batched_tokens: limits.max_num_batched_tokens,
         max_model_len: tests::serving::MODEL_LEN_MAX,
+        double_cost_context: usize::MAX,
         waiting_requests_max: 1000,
         waiting_tokens_max: 1_000_000,
         policy,

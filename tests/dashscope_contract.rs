@@ -1,7 +1,7 @@
 //! DashScope's native protocol over a real socket: the same server as in http_contract.rs.
 
 use serde_json::{Value, json};
-use server::http::{Embedder, HttpConfig, Reranker, Task};
+use server::http::{Embedder, HttpConfig, KeyRing, Reranker, Task};
 use tests::http::{Answer, HIDDEN_SIZE, NO, Setup, TestServer, YES};
 
 const GENERATION: &str = "/api/v1/services/aigc/text-generation/generation";
@@ -286,7 +286,7 @@ fn errors_have_dashscopes_shape_and_codes() {
     check_error(&post(&server, GENERATION, "", &long), 400, "InvalidParameter", &["512"]);
     let wrong = json!({"input": {"texts": ["a"]}});
     check_error(&post(&server, EMBEDDING, "", &wrong), 400, "InvalidParameter", &["--task"]);
-    let http = HttpConfig { api_keys: vec!["k".into()], ..HttpConfig::default() };
+    let http = HttpConfig { keys: KeyRing::new(&["k".into()], &[]), ..HttpConfig::default() };
     let locked = TestServer::start(Setup { http, ..Setup::default() });
     for path in [GENERATION, MULTIMODAL, EMBEDDING, RERANK, TOKENIZER] {
         check_error(&post(&locked, path, "", &json!({})), 401, "InvalidApiKey", &["key"]);
@@ -403,7 +403,7 @@ fn model_studios_prefixes_lead_to_the_same_routes() {
     ] {
         assert_eq!(server.get(path).status, 404, "{path}");
     }
-    let http = HttpConfig { api_keys: vec!["k".into()], ..HttpConfig::default() };
+    let http = HttpConfig { keys: KeyRing::new(&["k".into()], &[]), ..HttpConfig::default() };
     let locked = TestServer::start(Setup { http, ..Setup::default() });
     assert_eq!(locked.get("/compatible-mode/v1/models").status, 401);
     assert_eq!(locked.post("/apps/anthropic/v1/messages", "{}").status, 401);

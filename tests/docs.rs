@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 use server::http::fields::Field;
 use server::http::openapi::document;
-use server::http::{HttpConfig, chat_completions, completions, unsupported};
+use server::http::{HttpConfig, KeyRing, chat_completions, completions, unsupported};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
@@ -135,7 +135,7 @@ fn root() -> PathBuf {
 
 /// File names and texts.
 fn pages() -> BTreeMap<String, String> {
-    let config = HttpConfig { api_keys: vec!["k".into()], ..HttpConfig::default() };
+    let config = HttpConfig { keys: KeyRing::new(&["k".into()], &[]), ..HttpConfig::default() };
     let document = document(&config);
     let paths = document["paths"].as_object().expect("paths");
     let mut pages = BTreeMap::new();

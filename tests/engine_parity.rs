@@ -58,6 +58,7 @@ fn request_of(case: &Value) -> Request {
         pooling: None,
         priority: 0,
         lane: Default::default(),
+        tenant: Default::default(),
         cache_salt: Default::default(),
         constraint: None,
     }
@@ -74,6 +75,7 @@ fn config(limits: Limits) -> EngineConfig {
         max_num_seqs: limits.max_num_seqs,
         max_num_batched_tokens: limits.max_num_batched_tokens,
         max_model_len: MODEL_LEN_MAX,
+        double_cost_context: usize::MAX,
         waiting_requests_max: 100,
         waiting_tokens_max: 10_000,
         policy: PolicyKind::Fcfs,

@@ -4,12 +4,12 @@
 use models::TokenId;
 use serde_json::{Value, json};
 use server::engine::PrefixCaching;
-use server::http::{Drained, HttpConfig, ROUTES, UnknownFields, WebPage, listen, public_routes};
+use server::http::{Drained, HttpConfig, KeyRing, ROUTES, UnknownFields, WebPage, listen, public_routes};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 use tests::http::{
-    Answer, Body, Loaded, MAX_MODEL_LEN, Setup, TestServer, logprobs_of, post_bytes,
+    Answer, Body, Loaded, MAX_MODEL_LEN, Setup, TestServer, check_error, logprobs_of, post_bytes,
     tiny_text_stage,
 };
 
@@ -49,22 +49,6 @@ fn streamed_text(chunks: &[Value], index: u64) -> String {
         _ => choice["delta"]["content"].as_str().unwrap_or_default().to_owned(),
     })
     .collect()
-}
-
-#[track_caller]
-fn check_error(answer: &Answer, status: u16, code: &str, pieces: &[&str]) {
-    assert_eq!(answer.status, status, "{}", answer.text());
-    assert_eq!(answer.header("content-type"), Some("application/json"));
-    let body = answer.json();
-    let error = body["error"].as_object().expect("an error object");
-    let keys: Vec<&String> = error.keys().collect();
-    assert_eq!(keys, ["message", "type", "param", "code"]);
-    assert_eq!(error["code"], code, "{}", answer.text());
-    let message = error["message"].as_str().expect("a message");
-    assert!(message.len() < 1000);
-    for piece in pieces {
-        assert!(message.contains(piece), "no {piece:?} in {message:?}");
-    }
 }
 
 // Answers, byte for byte.
@@ -862,7 +846,7 @@ fn requests_have_ids_and_unknown_fields_are_told() {
 fn every_route_but_the_public_ones_wants_a_key() {
     for web_page in [WebPage::Served, WebPage::Absent] {
         let api_keys = vec!["first-key".to_owned()];
-        let server = with_http(HttpConfig { api_keys, web_page, ..HttpConfig::default() });
+        let server = with_http(HttpConfig { keys: KeyRing::new(&api_keys, &[]), web_page, ..HttpConfig::default() });
         let public: Vec<&str> = public_routes(web_page).collect();
         let mut num_public = 0;
         for (method, path) in ROUTES {
@@ -914,7 +898,7 @@ fn web_page() {
 #[test]
 fn keys_are_compared_whole() {
     let api_keys = vec!["first-key".to_owned(), "second-key".to_owned()];
-    let server = with_http(HttpConfig { api_keys, ..HttpConfig::default() });
+    let server = with_http(HttpConfig { keys: KeyRing::new(&api_keys, &[]), ..HttpConfig::default() });
     let get = |path: &str, authorization: &str| {
         server.send(format!("GET {path} HTTP/1.1\r\nhost: x\r\n{authorization}\r\n").as_bytes())
     };
@@ -939,7 +923,7 @@ fn keys_are_compared_whole() {
 
 #[test]
 fn caches_of_different_keys_are_apart() {
-    let http = HttpConfig { api_keys: vec!["a".into(), "b".into()], ..HttpConfig::default() };
+    let http = HttpConfig { keys: KeyRing::new(&["a".into(), "b".into()], &[]), ..HttpConfig::default() };
     let prefix_caching = PrefixCaching::Enabled;
     let server = TestServer::start(Setup { http, prefix_caching, ..Setup::default() });
     let cached = |key: &str| {

@@ -1,7 +1,7 @@
 //! Files and batch jobs over a real socket: the same server as in http_contract.rs, with a folder.
 
 use serde_json::{Value, json};
-use server::http::HttpConfig;
+use server::http::{HttpConfig, KeyRing};
 use server::jobs::{Clock, JobsConfig, JobsLimits};
 use tempfile::TempDir;
 use tests::http::{Answer, Setup, TestServer, post_bytes};
@@ -358,7 +358,7 @@ fn each_key_sees_and_runs_its_own() {
     let bench = Bench::new();
     let keys = |keys: &[&str]| Setup {
         http: HttpConfig {
-            api_keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+            keys: KeyRing::new(&keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>(), &[]),
             ..HttpConfig::default()
         },
         ..Setup::default()

@@ -147,6 +147,7 @@ fn pool(backend: &Backend, path: &Path, prompts: Vec<Vec<u32>>, pooling: &Poolin
         pooling: Some(pooling.clone()),
         priority: 0,
         lane: Default::default(),
+        tenant: Default::default(),
         cache_salt: Default::default(),
         constraint: None,
     };
@@ -159,6 +160,7 @@ fn pool(backend: &Backend, path: &Path, prompts: Vec<Vec<u32>>, pooling: &Poolin
         max_num_seqs: limits.max_num_seqs,
         max_num_batched_tokens: limits.max_num_batched_tokens,
         max_model_len: MODEL_LEN_MAX,
+        double_cost_context: usize::MAX,
         waiting_requests_max: 100,
         waiting_tokens_max: 10_000,
         policy: PolicyKind::Fcfs,

@@ -294,6 +294,7 @@ fn continuations(backends: &[Backend], path: &Path, golden: &Golden) -> Vec<Vec<
                 pooling: None,
                 priority: 0,
                 lane: Default::default(),
+                tenant: Default::default(),
                 cache_salt: Default::default(),
                 constraint: None,
             }
@@ -305,6 +306,7 @@ fn continuations(backends: &[Backend], path: &Path, golden: &Golden) -> Vec<Vec<
         max_num_seqs: limits.max_num_seqs,
         max_num_batched_tokens: limits.max_num_batched_tokens,
         max_model_len: MODEL_LEN_MAX,
+        double_cost_context: usize::MAX,
         waiting_requests_max: 100,
         waiting_tokens_max: 10_000,
         policy: PolicyKind::Fcfs,

@@ -1,7 +1,7 @@
 //! The Responses API over a real socket: the same server as in http_contract.rs.
 
 use serde_json::{Value, json};
-use server::http::HttpConfig;
+use server::http::{HttpConfig, KeyRing};
 use std::time::Duration;
 use tests::http::{Answer, Setup, TestServer, post_bytes};
 
@@ -235,7 +235,7 @@ fn what_is_wrong_or_not_served_is_refused_by_name() {
 #[test]
 fn each_key_sees_its_own_responses() {
     let api_keys = vec!["a".to_owned(), "b".to_owned()];
-    let http = HttpConfig { api_keys, ..HttpConfig::default() };
+    let http = HttpConfig { keys: KeyRing::new(&api_keys, &[]), ..HttpConfig::default() };
     let server = TestServer::start(Setup { http, ..Setup::default() });
     let send = |bytes: Vec<u8>, key: &str| {
         let text = String::from_utf8(bytes).expect("text");

@@ -7,7 +7,7 @@
 use models::TokenId;
 use server::engine::{
     ConstraintSource, Engine, EngineConfig, EngineError, Event, FinishReason, Lane, Overlap,
-    PolicyKind, Pooling, PrefixCaching, Request, SamplingParams, SequenceId,
+    PolicyKind, Pooling, PrefixCaching, Request, SamplingParams, SequenceId, Tenant, TenantId,
 };
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +25,12 @@ const STEPS_MAX: u64 = 5_000;
 const REQUESTS_MAX: u64 = 20;
 /// The last step in which a request arrives.
 const ARRIVAL_STEP_MAX: u64 = 24;
+/// Some of which share prefixes, though a server's would not.
+const TENANTS: [Tenant; 3] = [
+    Tenant { id: TenantId(0), weight: 1, weights: 6 },
+    Tenant { id: TenantId(1), weight: 1, weights: 6 },
+    Tenant { id: TenantId(2), weight: 4, weights: 6 },
+];
 /// Requests begin alike, with a part of one of these.
 const NUM_BASE_PROMPTS: u64 = 3;
 
@@ -471,6 +477,7 @@ fn random_config(random: &mut Random, overlap: Overlap) -> EngineConfig {
         max_num_seqs,
         max_num_batched_tokens: max_num_seqs + random.below(32) as usize,
         max_model_len,
+        double_cost_context: if random.one_in(2) { usize::MAX } else { random.between(1, 40) as usize },
         waiting_requests_max: usize::MAX,
         waiting_tokens_max: usize::MAX,
         policy: if random.one_in(2) { PolicyKind::Fcfs } else { PolicyKind::Priority },
@@ -550,7 +557,8 @@ fn random_request(
     let is_constrained = pooling.is_none() && random.one_in(3);
     let constraint = is_constrained.then(|| random_constraint(random));
     let cache_salt = salt(salt_index);
-    Request { prompt, sampling, pooling, priority, lane, cache_salt, constraint }
+    let tenant = TENANTS[random.below(TENANTS.len() as u64) as usize];
+    Request { prompt, sampling, pooling, priority, lane, tenant, cache_salt, constraint }
 }
 
 fn random_constraint(random: &mut Random) -> Arc<dyn ConstraintSource> {

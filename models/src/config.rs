@@ -80,6 +80,17 @@ pub struct YarnConfig {
 }
 
 impl ModelConfig {
+    /// So many tokens of context take as many multiplications to attend to as all projections of a
+    /// token.
+    pub fn double_cost_context(&self) -> usize {
+        let query_width = self.num_heads * self.head_dim;
+        let kv_width = self.num_kv_heads * self.head_dim;
+        let projections = self.hidden_size * (2 * query_width + 2 * kv_width)
+            + 3 * self.hidden_size * self.intermediate_size;
+        // A key and a value for each value of the query.
+        projections / (2 * query_width)
+    }
+
     /// The checks that both sources of a config share. Errors: `Invalid`.
     pub(crate) fn check(&self, path: &Path) -> Result<(), LoadError> {
         let limits = [

@@ -9,9 +9,11 @@ pub mod args;
 mod debug;
 pub mod jobs;
 pub mod layers;
+pub mod tenants;
 #[cfg(test)]
 mod tests;
 
+use crate::http::TenantSpec;
 use crate::hub::{Access, HubConfig, HubOptions};
 use crate::ranks::CudaGraphs;
 use args::{BenchArgs, ChatArgs, Cli, CommandArgs, HubArgs, ServeArgs};
@@ -87,10 +89,19 @@ pub struct ListenConfig {
     /// 0: any free port.
     pub port: u16,
     pub api_keys: Vec<String>,
+    pub tenants: Option<TenantsConfig>,
     pub body_bytes_max: usize,
     pub drain_timeout: Duration,
     pub unknown_fields: UnknownFieldsChoice,
     pub web_page: WebPageChoice,
+}
+
+/// Those who may ask for something, beside whoever has one of the `api_keys`.
+#[derive(Debug, Clone)]
+pub struct TenantsConfig {
+    /// Is read again on SIGHUP.
+    pub path: PathBuf,
+    pub specs: Vec<TenantSpec>,
 }
 
 #[derive(Debug, Clone)]
@@ -302,6 +313,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
             host: args.host,
             port: args.port,
             api_keys: check_api_keys(args.api_key, args.api_key_file.as_deref())?,
+            tenants: args.tenants.map(tenants_config).transpose()?,
             body_bytes_max: args.max_body_bytes as usize,
             drain_timeout: Duration::from_secs(args.drain_timeout),
             unknown_fields: match args.strict_fields {
@@ -337,6 +349,10 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
         hub: check_hub(args.hub, env)?,
         log: LogConfig { level: args.log_level, format: args.log_format },
     })
+}
+
+fn tenants_config(path: PathBuf) -> Result<TenantsConfig, ConfigError> {
+    Ok(TenantsConfig { specs: tenants::read_tenants(&path)?, path })
 }
 
 fn check_device(args: &ServeArgs) -> Result<(), ConfigError> {

@@ -378,6 +378,7 @@ fn load(state: &AppState, setup: &Setup, gate: &Arc<Gate>) -> EngineThread {
         max_num_seqs: setup.max_num_seqs,
         max_num_batched_tokens: 256,
         max_model_len: setup.max_model_len,
+        double_cost_context: usize::MAX,
         waiting_requests_max: setup.waiting_requests_max,
         waiting_tokens_max: setup.waiting_tokens_max,
         policy: PolicyKind::Fcfs,
@@ -487,6 +488,23 @@ impl Answer {
         let mut events = self.events();
         assert_eq!(events.pop().as_deref(), Some("[DONE]"), "{}", self.text());
         events.iter().map(|event| serde_json::from_str(event).expect("JSON")).collect()
+    }
+}
+
+/// An error in OpenAI's shape, with a message that names all of `pieces`.
+#[track_caller]
+pub fn check_error(answer: &Answer, status: u16, code: &str, pieces: &[&str]) {
+    assert_eq!(answer.status, status, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    let body = answer.json();
+    let error = body["error"].as_object().expect("an error object");
+    let keys: Vec<&String> = error.keys().collect();
+    assert_eq!(keys, ["message", "type", "param", "code"]);
+    assert_eq!(error["code"], code, "{}", answer.text());
+    let message = error["message"].as_str().expect("a message");
+    assert!(message.len() < 1000);
+    for piece in pieces {
+        assert!(message.contains(piece), "no {piece:?} in {message:?}");
     }
 }
 

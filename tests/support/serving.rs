@@ -136,6 +136,7 @@ pub fn random_requests(random: &mut Random, count: usize, prompt_len_max: usize)
             pooling,
             priority: random.below(3) as i32,
             lane: Lane::Interactive,
+            tenant: Default::default(),
             cache_salt: CacheSalt::default(),
             constraint: None,
         });

@@ -4,7 +4,7 @@ use super::serve::{self, Signals, jobs::line_bytes_max};
 use super::{CommandError, StartupError};
 use crate::config::BatchConfig;
 use crate::http::state::Context;
-use crate::http::{AppState, HttpConfig, RowRouter, name_of_result};
+use crate::http::{AppState, HttpConfig, KeyRing, RowRouter, name_of_result};
 use crate::jobs::Counts;
 use crate::jobs::offline::{OfflineJob, Prepared};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -26,7 +26,7 @@ pub async fn run(config: BatchConfig) -> Result<(), CommandError> {
         .map_err(|source| StartupError::Io { path: "signal handlers".into(), source })?;
     let state = AppState::new();
     // Nobody is asked for a key, so the rows are nobody's.
-    let http = HttpConfig { api_keys: Vec::new(), ..serve::http_config(&config.serve) };
+    let http = HttpConfig { keys: KeyRing::default(), ..serve::http_config(&config.serve) };
     let rows = Arc::new(RowRouter::new(Context::new(http, state.clone())));
     let job = OfflineJob {
         input: config.input,

@@ -9,6 +9,7 @@ pub mod memory;
 mod task;
 pub mod summary;
 pub mod jobs;
+mod keys;
 
 use super::{CommandError, StartupError};
 use crate::config::{
@@ -46,8 +47,11 @@ pub async fn run(config: ServeConfig, others: Option<Others>) -> Result<(), Comm
         state.set_jobs(jobs);
     }
     let (stop, stopped) = oneshot::channel::<()>();
+    let http_config = http_config(&config);
+    let _reloading = keys::reload_on_hangup(&config.listen, http_config.keys.clone())
+        .map_err(|source| StartupError::Io { path: "signal handlers".into(), source })?;
     let mut http =
-        tokio::spawn(http::serve(listener, http_config(&config), state.clone(), async {
+        tokio::spawn(http::serve(listener, http_config, state.clone(), async {
             // An error means that the sender is gone, which also ends serving.
             let _ = stopped.await;
         }));
@@ -137,11 +141,16 @@ pub fn web_page(config: &ListenConfig) -> WebPage {
 pub(super) fn http_config(config: &ServeConfig) -> HttpConfig {
     let defaults = HttpConfig::default();
     // What the queue can never hold is refused for good, not with an invitation to retry.
-    let waiting_max = config.limits.waiting_requests_max;
+    let keys = keys::ring(&config.listen);
+    let waiting_max = match keys.num_keys() {
+        0 | 1 => config.limits.waiting_requests_max,
+        // The rest may be kept for other tenants.
+        _ => config.limits.waiting_requests_max.div_ceil(2),
+    };
     HttpConfig {
         choices_max: defaults.choices_max.min(waiting_max),
         sequences_max: defaults.sequences_max.min(waiting_max),
-        api_keys: config.listen.api_keys.clone(),
+        keys,
         body_bytes_max: config.listen.body_bytes_max,
         drain_timeout: config.listen.drain_timeout,
         unknown_fields: match config.listen.unknown_fields {

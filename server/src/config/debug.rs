@@ -4,7 +4,9 @@ use super::{BenchConfig, ChatConfig, ListenConfig};
 
 impl std::fmt::Debug for ListenConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ListenConfig({}:{}, {} API keys)", self.host, self.port, self.api_keys.len())
+        let tenants = self.tenants.as_ref().map_or(0, |tenants| tenants.specs.len());
+        let keys = self.api_keys.len();
+        write!(f, "ListenConfig({}:{}, {keys} API keys, {tenants} tenants)", self.host, self.port)
     }
 }
 impl std::fmt::Debug for ChatConfig {

@@ -4,7 +4,7 @@ use super::constraint::Wake;
 use super::event_queue::EventSender;
 use super::handle::{EngineHandle, Intake, Shared, Wait};
 use super::plan::{Plan, SequenceId};
-use super::request::{EngineError, Event, Lane, Request};
+use super::request::{EngineError, Event, Lane, Request, TenantId};
 use super::runner::{Overlap, Runner, RunnerError};
 use super::scheduler::{Aborted, EngineConfig, Scheduler};
 use super::stats::EngineStats;
@@ -145,7 +145,14 @@ impl EngineThread {
 struct Client {
     events: EventSender,
     lane: Lane,
+    tenant: TenantId,
     prompt_len: usize,
+}
+
+impl Client {
+    fn leave_waiting(&self, shared: &Shared) {
+        shared.leave_waiting(self.lane, self.tenant, self.prompt_len);
+    }
 }
 
 /// Ordered, so that all can be told in a fixed order.
@@ -185,8 +192,7 @@ fn run<R: Runner>(
         let start = step_start.unwrap_or(now);
         shared.step_started(start);
         for id in engine.launch(now)? {
-            let client = &clients[&id];
-            shared.leave_waiting(client.lane, client.prompt_len);
+            clients[&id].leave_waiting(shared);
         }
         fail(engine, shared, clients);
         shared.publish(engine.stats());
@@ -215,15 +221,17 @@ fn take_in<R: Runner>(
 ) {
     for submission in intake.submissions {
         let prompt_len = submission.request.prompt.len();
-        let (events, lane) = (submission.events, submission.request.lane);
-        clients.insert(submission.id, Client { events, lane, prompt_len });
+        let Request { lane, tenant, .. } = submission.request;
+        let client =
+            Client { events: submission.events, lane, tenant: tenant.id, prompt_len };
+        clients.insert(submission.id, client);
         engine.submit(submission.id, submission.request, submission.arrival);
     }
     for id in intake.aborts {
         // A request may end in the step in which its client leaves.
         let Some(client) = clients.remove(&id) else { continue };
         if engine.abort(id) == Aborted::Unstarted {
-            shared.leave_waiting(client.lane, client.prompt_len);
+            client.leave_waiting(shared);
         }
     }
 }
@@ -233,7 +241,7 @@ fn fail<R: Runner>(engine: &mut Engine<R>, shared: &Shared, clients: &mut Client
     for (id, aborted, error) in engine.take_failed() {
         let client = clients.remove(&id).expect("sequences have a client");
         if aborted == Aborted::Unstarted {
-            shared.leave_waiting(client.lane, client.prompt_len);
+            client.leave_waiting(shared);
         }
         client.events.send([Event::Failed(error)]);
     }

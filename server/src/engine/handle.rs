@@ -5,9 +5,10 @@ mod rejections;
 
 use super::event_queue::{EventQueue, EventSender};
 use super::plan::SequenceId;
-use super::request::{Event, Lane, Rejected, Request};
+use super::request::{Event, Lane, Rejected, Request, Tenant, TenantId};
 use super::scheduler::EngineConfig;
 use super::stats::EngineStats;
+use door::Waiting;
 use futures_util::Stream;
 use rejections::Rejections;
 use std::pin::Pin;
@@ -30,6 +31,7 @@ pub struct EngineHandle {
 pub struct Admission {
     shared: Arc<Shared>,
     lane: Lane,
+    tenant: Tenant,
     places: usize,
     tokens: usize,
 }
@@ -67,20 +69,24 @@ impl EngineHandle {
         num_sequences: usize,
         prompt_tokens_estimate: usize,
     ) -> Result<Admission, Rejected> {
-        self.admit_in(Lane::Interactive, num_sequences, prompt_tokens_estimate)
+        let tenant = Tenant::default();
+        self.admit_for(tenant, Lane::Interactive, num_sequences, prompt_tokens_estimate)
     }
 
-    /// As `admit`, in a lane. Each has as many places as the other: neither takes any from it.
-    pub fn admit_in(
+    /// As `admit`, for a tenant and in a lane. Each lane has as many places as the other: neither
+    /// takes any from it. Half of each is kept for the tenants by weight.
+    pub fn admit_for(
         &self,
+        tenant: Tenant,
         lane: Lane,
         num_sequences: usize,
         prompt_tokens_estimate: usize,
     ) -> Result<Admission, Rejected> {
-        self.shared().reserve(lane, num_sequences, prompt_tokens_estimate)?;
+        self.shared().reserve(lane, tenant, num_sequences, prompt_tokens_estimate)?;
         Ok(Admission {
             shared: Arc::clone(self.shared()),
             lane,
+            tenant,
             places: num_sequences,
             tokens: prompt_tokens_estimate,
         })
@@ -95,14 +101,15 @@ impl EngineHandle {
         request: Request,
     ) -> Result<TokenStream, Rejected> {
         assert_eq!(admission.lane, request.lane, "a request keeps to the lane it was admitted to");
-        let (lane, reserved_tokens) = (admission.lane, admission.take_place());
+        assert_eq!(admission.tenant, request.tenant, "and to the tenant");
+        let reserved_tokens = admission.take_place();
         let shared = self.shared();
         let queue = Arc::new(EventQueue::new(request.sampling.max_new_tokens));
         let events = EventSender::new(&queue);
         let id = match shared.config.check(&request) {
             Ok(()) => shared.submit(request, events, reserved_tokens)?,
             Err(error) => {
-                shared.refuse(lane, reserved_tokens);
+                shared.refuse(request.lane, request.tenant.id, reserved_tokens);
                 events.send([Event::Failed(error)]);
                 SequenceId(u64::MAX)
             }
@@ -147,7 +154,7 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.shared.give_back(self.lane, self.places, self.tokens);
+        self.shared.give_back(self.lane, self.tenant.id, self.places, self.tokens);
     }
 }
 
@@ -228,13 +235,6 @@ struct Door {
     rejected: Rejections,
 }
 
-/// Reservations of requests that were never scheduled, and their prompt tokens.
-#[derive(Debug, Clone, Copy, Default)]
-struct Waiting {
-    requests: usize,
-    tokens: usize,
-}
-
 enum Phase {
     Open,
     Draining,
@@ -280,8 +280,8 @@ impl Shared {
     }
 
     /// A request was scheduled for the first time, or aborted before that.
-    pub(super) fn leave_waiting(&self, lane: Lane, prompt_len: usize) {
-        self.give_back(lane, 1, prompt_len);
+    pub(super) fn leave_waiting(&self, lane: Lane, tenant: TenantId, prompt_len: usize) {
+        self.give_back(lane, tenant, 1, prompt_len);
     }
 
     /// The engine thread is about to wait for a step that is computed since `start`.
@@ -339,18 +339,24 @@ impl Shared {
         }
     }
 
-    fn reserve(&self, lane: Lane, num_sequences: usize, num_tokens: usize) -> Result<(), Rejected> {
+    fn reserve(
+        &self,
+        lane: Lane,
+        tenant: Tenant,
+        num_sequences: usize,
+        num_tokens: usize,
+    ) -> Result<(), Rejected> {
         let mut door = self.lock();
-        let result = door.reserve(&self.config, lane, num_sequences, num_tokens);
+        let result = door.reserve(&self.config, lane, tenant, num_sequences, num_tokens);
         if let Err(rejected) = &result {
             door.rejected.count(rejected);
         }
         result
     }
 
-    fn give_back(&self, lane: Lane, places: usize, tokens: usize) {
+    fn give_back(&self, lane: Lane, tenant: TenantId, places: usize, tokens: usize) {
         let mut door = self.lock();
-        door.give_back(lane, places, tokens);
+        door.give_back(lane, tenant, places, tokens);
         if matches!(door.phase, Phase::Draining) {
             self.wake.notify_one();
         }
@@ -377,9 +383,9 @@ impl Shared {
     }
 
     /// The request of a reserved place can never fit.
-    fn refuse(&self, lane: Lane, reserved_tokens: usize) {
+    fn refuse(&self, lane: Lane, tenant: TenantId, reserved_tokens: usize) {
         self.lock().rejected.never_fits += 1;
-        self.give_back(lane, 1, reserved_tokens);
+        self.give_back(lane, tenant, 1, reserved_tokens);
     }
 
     fn abort(&self, id: SequenceId) {
@@ -402,7 +408,7 @@ impl Shared {
         let mut stats = lock(&self.published).clone();
         let door = self.lock();
         stats.waiting = door.num_waiting();
-        stats.waiting_tokens = door.interactive.tokens + door.background.tokens;
+        stats.waiting_tokens = door.num_waiting_tokens();
         stats.rejected_queue_full = door.rejected.queue_full;
         stats.rejected_too_many_tokens = door.rejected.too_many_tokens;
         stats.rejected_shutting_down = door.rejected.shutting_down;

@@ -26,7 +26,7 @@ pub use policy::PolicyKind;
 pub use pooling::{Pooled, Pooling};
 pub use request::{
     CacheSalt, EngineError, Event, FinishReason, Lane, Rejected, Request, SampledToken,
-    SamplingParams, TokenLogprobs,
+    SamplingParams, Tenant, TenantId, TokenLogprobs,
 };
 pub use runner::{Overlap, PLANS_UNDER_WAY_MAX, Runner, RunnerError};
 pub use scheduler::EngineConfig;

@@ -24,6 +24,26 @@ pub enum Lane {
     Background,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct TenantId(pub u32);
+
+/// On whose account a request runs. Whatever is short is shared between tenants by their weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tenant {
+    pub id: TenantId,
+    /// At least 1.
+    pub weight: u32,
+    /// Of all tenants there are, this one included.
+    pub weights: u32,
+}
+
+impl Default for Tenant {
+    /// The only one.
+    fn default() -> Self {
+        Self { id: TenantId::default(), weight: 1, weights: 1 }
+    }
+}
+
 /// One sequence to generate, checked by whoever made it. A client's `n` choices are n requests with
 /// n seeds.
 #[derive(Debug, Clone)]
@@ -37,6 +57,7 @@ pub struct Request {
     /// Smaller is sooner, as in vLLM; used by the priority policy.
     pub priority: i32,
     pub lane: Lane,
+    pub tenant: Tenant,
     pub cache_salt: CacheSalt,
     /// What may be sampled; None: anything.
     pub constraint: Option<Arc<dyn ConstraintSource>>,

@@ -1,22 +1,26 @@
 //! Which sequences compute how many tokens in the next step.
 
-use super::blocks::{BlockManager, PrefixCaching, PrefixHit};
+use super::blocks::{BlockManager, PrefixCaching};
 use super::constraint::Wake;
-use super::plan::{Plan, SequenceId, StepOutput};
-use super::policy::{Policy, PolicyKind};
+use super::plan::{ChunkOutput, Plan, SequenceId, StepOutput};
+use super::policy::{FairShare, Policy, PolicyKind};
 use super::request::{EngineError, Event, FinishReason, Lane, Request};
 use super::runner::Overlap;
 use super::sequence::Sequence;
 use super::stats::EngineStats;
 use background::{Background, part_of};
-use room::Room;
+use room::{Later, Room};
 use std::cmp::Ordering;
-use std::collections::VecDeque;
 use std::time::Instant;
+use tenants::Turn;
+use waiting::Waiting;
 
+mod admission;
 mod background;
 mod constraints;
 mod room;
+mod tenants;
+mod waiting;
 
 /// The engine's limits, checked by whoever made them (see `assert_valid`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: usize,
     /// Most tokens of a sequence, prompt and output.
     pub max_model_len: usize,
+    /// A token that attends to so many others takes twice the time of one that attends to none.
+    pub double_cost_context: usize,
     /// Most requests that are admitted and not scheduled yet.
     pub waiting_requests_max: usize,
     /// Most prompt tokens of those.
@@ -77,9 +83,12 @@ impl EngineConfig {
 pub struct Scheduler {
     config: EngineConfig,
     policy: Box<dyn Policy>,
+    fair: FairShare,
+    /// Who had something to compute when the last plan was made, in their order.
+    turns: Vec<Turn>,
     blocks: BlockManager,
-    /// Both in the policy's order.
-    waiting: VecDeque<Sequence>,
+    waiting: Waiting,
+    /// By turn, then in the policy's order.
     running: Vec<Sequence>,
     background: Background,
     /// Scheduled for the first time since `take_started`.
@@ -104,24 +113,16 @@ pub enum Aborted {
     Unknown,
 }
 
-/// What becomes of a waiting sequence in this step.
-enum Admit {
-    /// So many of its prompt tokens are cached.
-    Admitted(usize),
-    AwaitsPeer,
-    /// What it may begin with is being computed.
-    AwaitsConstraint,
-    NoBlocks,
-}
-
 impl Scheduler {
     /// `wake` is called when a sequence that awaited its constraint may go on.
     pub fn new(config: EngineConfig, wake: Wake) -> Self {
         config.assert_valid();
         Self {
             policy: config.policy.build(),
+            fair: FairShare::new(config.max_num_batched_tokens),
+            turns: Vec::new(),
             blocks: BlockManager::new(config.num_blocks, config.block_size, config.prefix_caching),
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             running: Vec::new(),
             background: Background::default(),
             started: Vec::new(),
@@ -137,7 +138,8 @@ impl Scheduler {
     /// Queues a request that has passed `EngineConfig::check`. `id` is new.
     pub fn add(&mut self, id: SequenceId, request: Request, arrival: Instant) {
         let max_model_len = self.config.max_model_len;
-        self.wait(Sequence::new(id, request, arrival, max_model_len, &self.wake));
+        let sequence = Sequence::new(id, request, arrival, max_model_len, &self.wake);
+        self.waiting.insert(sequence, &*self.policy);
     }
 
     /// Drops a sequence, wherever it is, and frees its blocks at once.
@@ -148,11 +150,9 @@ impl Scheduler {
     }
 
     fn remove(&mut self, id: SequenceId) -> Aborted {
-        let sequence = if let Some(index) = self.running.iter().position(|s| s.id() == id) {
-            self.running.remove(index)
-        } else if let Some(index) = self.waiting.iter().position(|s| s.id() == id) {
-            self.waiting.remove(index).expect("the index was found")
-        } else {
+        let index = self.running.iter().position(|s| s.id() == id);
+        let running = index.map(|index| self.running.remove(index));
+        let Some(sequence) = running.or_else(|| self.waiting.remove(id)) else {
             return Aborted::Unknown;
         };
         let aborted = if sequence.is_started() { Aborted::Started } else { Aborted::Unstarted };
@@ -165,27 +165,32 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Chooses the next step's work: one token for each decoding sequence, then prefill chunks of
-    /// running sequences, then new sequences, each in the policy's order, while tokens and blocks
-    /// last. None when idle, or when the results of the plan under way are needed first.
+    /// Chooses the next step's work: one token for each decoding sequence; then, tenant by tenant
+    /// in the order that `FairShare` says, prefill chunks of running sequences and new sequences,
+    /// each in the policy's order, while tokens and blocks last. None when idle, or when the
+    /// results of the plan under way are needed first.
     ///
     /// While a plan is under way, its sequences are taken to go on, but for those that are certain
     /// to end with it: these give up their places already, their blocks when it is committed.
     ///
     /// Sequences in the background get what `Background` gives them, and are preempted where one
-    /// that somebody waits for lacks a place or blocks.
+    /// that somebody waits for lacks a place or blocks; so are those of a tenant who has more than
+    /// their share of these, for one who has less.
     pub fn schedule(&mut self, now: Instant) -> Option<Plan> {
         self.ask_constraints();
-        let num_going_on = self.running.iter().filter(|s| !s.is_ending()).count();
-        let mut room = Room {
-            tokens: self.config.max_num_batched_tokens,
-            background: 0,
-            seqs: self.config.max_num_seqs - num_going_on,
-        };
+        self.take_turns(now);
+        let mut room = self.room(now);
         // Sequences that end in the plan under way may make room, so nothing is preempted for it.
-        let must_preempt = || !self.has_blocks_for_decodes() || self.must_make_way(&room);
+        let must_preempt = || {
+            !self.has_blocks_for_decodes()
+                || self.must_make_way(&room)
+                || self.turns.iter().any(|turn| self.victim_for(turn, &room).is_some())
+        };
         if self.num_under_way > 0 && must_preempt() {
             return None;
+        }
+        if self.num_under_way == 0 {
+            self.make_way_for_tenants(&mut room);
         }
         let tokens_max = self.config.max_num_batched_tokens;
         room.background = match self.has_interactive() {
@@ -199,18 +204,29 @@ impl Scheduler {
             room.background = part_of(tokens_max);
             self.fill(&mut room, now);
         }
-        let chunks: Vec<_> = self.running.iter().filter_map(|s| s.chunk(self.step)).collect();
-        if chunks.is_empty() {
+        let plan = self.plan();
+        if plan.chunks.is_empty() {
             let may_wait = self.is_idle() || self.num_under_way > 0 || self.awaits_constraints();
             assert!(may_wait, "work is left, but none is planned");
             return None;
         }
-        let plan = Plan { step: self.step, chunks };
         self.step += 1;
         self.stats.count_step(plan.num_tokens(), plan.chunks.len());
         self.stats.overlapped_steps += u64::from(self.num_under_way > 0);
         self.num_under_way += 1;
         Some(plan)
+    }
+
+    /// What running sequences compute in the step being planned, put to their tenants' accounts.
+    fn plan(&mut self) -> Plan {
+        let mut chunks = Vec::new();
+        for sequence in &mut self.running {
+            if let Some(chunk) = sequence.chunk(self.step, chunks.len()) {
+                self.fair.charge(sequence.flow(), chunk.num_tokens());
+                chunks.push(chunk);
+            }
+        }
+        Plan { step: self.step, chunks }
     }
 
     /// Takes in the results of the oldest plan under way: one entry per event, those of a sequence
@@ -223,16 +239,17 @@ impl Scheduler {
         self.num_under_way -= 1;
         let mut events = Vec::with_capacity(plan.chunks.len());
         let mut num_wasted = plan.num_tokens();
-        let mut results = plan.chunks.iter().zip(output.chunks);
+        // Turns may have changed since it was made, so those that run may stand in another order.
+        let mut results: Vec<Option<ChunkOutput>> = output.chunks.into_iter().map(Some).collect();
         for mut sequence in std::mem::take(&mut self.running) {
-            if !sequence.is_in_oldest_step(plan.step) {
+            let Some(place) = sequence.place_in(plan.step) else {
                 self.running.push(sequence);
                 continue;
-            }
+            };
             let id = sequence.id();
-            // Chunks are in the order of the running sequences; those left out are passed over.
-            let (chunk, result) =
-                results.find(|(chunk, _)| chunk.sequence == id).expect("each planned has a chunk");
+            let (chunk, result) = (&plan.chunks[place], results[place].take());
+            assert_eq!(chunk.sequence, id, "each planned sequence has its chunk");
+            let result = result.expect("each result is for one sequence");
             num_wasted -= chunk.num_tokens();
             self.stats.generated_tokens += u64::from(result.sampled.is_some());
             let finish = sequence.advance(result, |event| events.push((id, event)));
@@ -269,14 +286,15 @@ impl Scheduler {
     /// Asserts what holds between calls; for tests, since it looks at every block.
     pub fn assert_consistent(&self) {
         let sequences = || self.waiting.iter().chain(&self.running);
+        self.waiting.assert_sorted(&*self.policy);
         self.blocks.assert_consistent(sequences().map(Sequence::table));
         let num_going_on = self.running.iter().filter(|s| !s.is_ending()).count();
         assert!(num_going_on <= self.config.max_num_seqs, "max_num_seqs holds");
         assert!(
-            self.running.is_sorted_by(|a, b| self.policy.compare(a, b) == Ordering::Less),
-            "running sequences are in the policy's order"
+            self.running.is_sorted_by(|a, b| self.compare(a, b) == Ordering::Less),
+            "running sequences are in their order"
         );
-        for sequence in &self.waiting {
+        for sequence in self.waiting.iter() {
             assert!(sequence.table().blocks().is_empty(), "waiting sequences hold no blocks");
             assert!(!sequence.is_under_way(), "waiting sequences are in no plan");
         }
@@ -290,43 +308,43 @@ impl Scheduler {
         }
     }
 
+    /// By turn, then as the policy says. Sequences of different flows have different turns.
+    fn compare(&self, a: &Sequence, b: &Sequence) -> Ordering {
+        a.turn.cmp(&b.turn).then_with(|| self.policy.compare(a, b))
+    }
+
+    /// What the next plan has room for, without the background.
+    fn room(&self, now: Instant) -> Room {
+        let num_going_on = self.running.iter().filter(|s| !s.is_ending()).count();
+        let has_company = self.running.len() + self.waiting.len() > 1
+            || self.turns.iter().any(|turn| self.fair.has_company(turn.flow, now));
+        Room {
+            tokens: self.config.max_num_batched_tokens,
+            background: 0,
+            later: room::later_part_of(self.config.max_num_batched_tokens),
+            is_later: Later::No,
+            seqs: self.config.max_num_seqs - num_going_on,
+            double_cost_context: has_company.then_some(self.config.double_cost_context),
+        }
+    }
+
     /// Plans what there is room for.
     fn fill(&mut self, room: &mut Room, now: Instant) {
         let num_preempted = self.plan_decodes(room);
-        self.plan_prefills(room);
-        // After a preemption blocks are short: a sequence let in now would be the next victim.
-        if num_preempted == 0 {
-            self.admit_waiting(room, now);
+        let mut blocked = Vec::new();
+        for turn in 0..self.turns.len() {
+            room.is_later = self.is_later(turn, now);
+            self.plan_prefills(turn, room);
+            // After a preemption blocks are short: a sequence let in now would be the next victim.
+            if num_preempted == 0 {
+                self.admit_waiting(turn, room, &mut blocked, now);
+            }
         }
     }
 
-    /// Whether there is anything that somebody waits for. Both queues begin with it.
+    /// Whether there is anything that somebody waits for.
     fn has_interactive(&self) -> bool {
-        let mut first = self.running.first().into_iter().chain(self.waiting.front());
-        first.any(|sequence| sequence.lane() == Lane::Interactive)
-    }
-
-    /// Whether the next sequence that somebody waits for lacks a place or blocks which one in the
-    /// background has. Blocks that it may find in the prefix cache are not considered.
-    fn must_make_way(&self, room: &Room) -> bool {
-        let Some(next) = self.waiting.front() else { return false };
-        let is_held_up = next.lane() == Lane::Interactive
-            && self.running.last().is_some_and(|s| s.lane() == Lane::Background);
-        let missing = || self.blocks.num_missing(next.table(), next.token_ids().len());
-        let has_blocks = || self.blocks.counts().free >= missing() + self.running.len();
-        is_held_up && (room.seqs == 0 || !has_blocks())
-    }
-
-    /// Preempts the last sequence of the background for one that somebody waits for. False where
-    /// there is none, or it is in a plan.
-    fn make_way(&mut self, room: &mut Room) -> bool {
-        let can_go = |s: &Sequence| s.lane() == Lane::Background && !s.is_under_way();
-        if !self.running.last().is_some_and(can_go) {
-            return false;
-        }
-        self.preempt_last();
-        room.seqs += 1;
-        true
+        self.turns.first().is_some_and(|turn| turn.flow.lane == Lane::Interactive)
     }
 
     /// Whether `plan_decodes` would preempt nothing.
@@ -354,7 +372,7 @@ impl Scheduler {
             }
             let num_tokens = sequence.num_scheduled() + 1;
             if self.blocks.try_grow(&mut sequence.table, num_tokens) {
-                room.plan_rest(sequence, self.step);
+                room.plan_token(sequence, self.step);
                 index += 1;
             } else if sequence.lane() == Lane::Background && self.num_under_way > 0 {
                 // It can wait until the plan under way has ended.
@@ -368,121 +386,34 @@ impl Scheduler {
         num_preempted
     }
 
-    /// Running sequences have had blocks for their whole prompt since they were admitted.
-    fn plan_prefills(&mut self, room: &mut Room) {
-        for sequence in self.running.iter_mut().filter(|s| s.num_remaining() > 1) {
-            if room.tokens_of(sequence.lane()) > 0 {
-                room.plan_rest(sequence, self.step);
+    /// The prompts of one flow. Running sequences have had blocks for their whole prompt since they
+    /// were admitted.
+    fn plan_prefills(&mut self, turn: usize, room: &mut Room) {
+        let start = self.running.partition_point(|s| s.turn < turn);
+        let of_flow = self.running[start..].iter_mut().take_while(|s| s.turn == turn);
+        for sequence in of_flow.filter(|s| s.num_remaining() > 1) {
+            if room.prompt_tokens_of(sequence.lane()) > 0 {
+                room.plan_prompt(sequence, self.step);
             }
         }
-    }
-
-    /// Admits sequences in the policy's order. One whose next prefix block is being computed is
-    /// passed over, and that wait is short: tokens are left to admit with only when every running
-    /// prompt ends in this step, so once it is committed the block is cached, or nobody computes
-    /// it. That is the next step; with a plan under way, the one after.
-    fn admit_waiting(&mut self, room: &mut Room, now: Instant) {
-        self.stats.waiting_for_prefix = 0;
-        if room.tokens > 0 {
-            self.background.look_again();
-        }
-        let mut index = 0;
-        while index < self.waiting.len() {
-            let lane = self.waiting[index].lane();
-            let may_push = lane == Lane::Interactive;
-            if room.tokens_of(lane) == 0 || (room.seqs == 0 && !(may_push && self.make_way(room))) {
-                break;
-            }
-            match self.admit(index) {
-                Admit::Admitted(cached_tokens) => {
-                    let mut sequence = self.waiting.remove(index).expect("it is there");
-                    room.plan_rest(&mut sequence, self.step);
-                    room.seqs -= 1;
-                    if !sequence.is_started() {
-                        self.start(&mut sequence, cached_tokens, now);
-                    }
-                    self.run(sequence);
-                }
-                Admit::AwaitsConstraint => index += 1,
-                Admit::AwaitsPeer => {
-                    self.stats.waiting_for_prefix += 1;
-                    if lane == Lane::Interactive {
-                        self.background.await_prefix();
-                    }
-                    index += 1;
-                }
-                Admit::NoBlocks if may_push && self.make_way(room) => {}
-                // Those behind could fit, but if they passed, a long request might never.
-                Admit::NoBlocks => break,
-            }
-        }
-    }
-
-    /// Gives the waiting sequence its blocks for all its tokens, cached ones first.
-    fn admit(&mut self, index: usize) -> Admit {
-        let sequence = &mut self.waiting[index];
-        if sequence.awaits_constraint() {
-            return Admit::AwaitsConstraint;
-        }
-        // The last token is left out: the cache holds keys and values, but to choose the next token
-        // we need the last one's logits, so it must be computed.
-        let token_ids = sequence.token_ids();
-        let looked_up = if sequence.scores_prompt() { 0 } else { token_ids.len() - 1 };
-        let Sequence { chain, token_ids, .. } = sequence;
-        let hit = self.blocks.match_prefix(chain, &token_ids[..looked_up]);
-        let mut table = match hit {
-            PrefixHit::Table(table) => table,
-            PrefixHit::BeingComputed => return Admit::AwaitsPeer,
-        };
-        let num_cached = table.blocks().len() * self.config.block_size;
-        // One block for each running sequence stays free, or the next decodes would preempt.
-        let has_room = self.blocks.try_grow(&mut table, token_ids.len())
-            && self.blocks.counts().free >= self.running.len();
-        if !has_room {
-            self.blocks.release(table);
-            return Admit::NoBlocks;
-        }
-        self.blocks.announce(&mut table, chain, token_ids);
-        sequence.table = table;
-        sequence.num_computed = num_cached;
-        Admit::Admitted(num_cached.min(sequence.prompt_len()))
-    }
-
-    fn start(&mut self, sequence: &mut Sequence, cached_tokens: usize, now: Instant) {
-        let prompt_len = sequence.prompt_len() as u64;
-        self.stats.started += 1;
-        self.stats.prompt_tokens += prompt_len;
-        if !sequence.scores_prompt() && self.config.prefix_caching == PrefixCaching::Enabled {
-            self.stats.prefix_query_tokens += prompt_len;
-            self.stats.prefix_hit_tokens += cached_tokens as u64;
-        }
-        self.stats.queue_time += now.saturating_duration_since(sequence.arrival());
-        self.started.push(sequence.id());
-        sequence.set_started(cached_tokens);
-    }
-
-    fn wait(&mut self, sequence: Sequence) {
-        let policy = &self.policy;
-        let place = self
-            .waiting
-            .partition_point(|other| policy.compare(other, &sequence) == Ordering::Less);
-        self.waiting.insert(place, sequence);
     }
 
     fn run(&mut self, sequence: Sequence) {
-        let policy = &self.policy;
-        let place = self
-            .running
-            .partition_point(|other| policy.compare(other, &sequence) == Ordering::Less);
+        let before = |other: &Sequence| self.compare(other, &sequence) == Ordering::Less;
+        let place = self.running.partition_point(before);
         self.running.insert(place, sequence);
     }
 
-    fn preempt_last(&mut self) {
-        let mut sequence = self.running.pop().expect("only running sequences need blocks");
+    fn preempt(&mut self, index: usize) {
+        let mut sequence = self.running.remove(index);
         let table = sequence.reset();
         self.blocks.release(table);
         self.stats.preemptions += 1;
-        self.wait(sequence);
+        self.waiting.insert(sequence, &*self.policy);
+    }
+
+    fn preempt_last(&mut self) {
+        self.preempt(self.running.len().checked_sub(1).expect("only running ones need blocks"));
     }
 
     fn finish(&mut self, sequence: Sequence, reason: FinishReason) {

@@ -3,8 +3,9 @@
 use super::blocks::{BlockTable, HashChain};
 use super::constraint::{Allowed, Constraint, ConstraintError, TokenMask, Wake};
 use super::plan::{Chunk, ChunkInput, ChunkOutput, PromptScore, SampleStep, SequenceId};
+use super::policy::Flow;
 use super::pooling::Pooling;
-use super::request::{Event, FinishReason, Lane, Request, SamplingParams, TokenLogprobs};
+use super::request::{Event, FinishReason, Lane, Request, SamplingParams, Tenant, TokenLogprobs};
 use models::TokenId;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,6 +19,11 @@ pub struct Sequence {
     arrival: Instant,
     priority: i32,
     lane: Lane,
+    tenant: Tenant,
+    /// The place of its flow among all, as of the last plan.
+    pub(super) turn: usize,
+    /// How many of other flows were let in while there were no blocks for it.
+    pub(super) num_passed: u32,
     params: Arc<SamplingParams>,
     pooling: Option<Pooling>,
     prompt_len: usize,
@@ -48,6 +54,8 @@ struct Share {
     step: u64,
     num_tokens: usize,
     samples: bool,
+    /// Which chunk of that step's plan it is.
+    place: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +88,9 @@ impl Sequence {
             arrival,
             priority: request.priority,
             lane: request.lane,
+            tenant: request.tenant,
+            turn: 0,
+            num_passed: 0,
             params: Arc::new(request.sampling),
             pooling: request.pooling,
             prompt_len: request.prompt.len(),
@@ -112,6 +123,15 @@ impl Sequence {
 
     pub fn lane(&self) -> Lane {
         self.lane
+    }
+
+    pub fn tenant(&self) -> Tenant {
+        self.tenant
+    }
+
+    /// Whose turn it is when it is its turn.
+    pub fn flow(&self) -> Flow {
+        Flow { lane: self.lane, tenant: self.tenant.id }
     }
 
     pub fn prompt_len(&self) -> usize {
@@ -178,9 +198,9 @@ impl Sequence {
         !self.under_way.is_empty()
     }
 
-    /// Whether the oldest step under way computes a part of it.
-    pub(super) fn is_in_oldest_step(&self, step: u64) -> bool {
-        self.under_way.front().is_some_and(|share| share.step == step)
+    /// Which chunk of `step`, the oldest under way, is its part.
+    pub(super) fn place_in(&self, step: u64) -> Option<usize> {
+        self.under_way.front().filter(|share| share.step == step).map(|share| share.place)
     }
 
     /// Whether it has been scheduled at least once.
@@ -214,12 +234,15 @@ impl Sequence {
         assert!(0 < num_tokens && num_tokens <= self.num_remaining(), "only what is left");
         let end = self.num_scheduled() + num_tokens;
         let samples = end == self.expected_len() && self.params.max_new_tokens > 0;
-        self.under_way.push_back(Share { step, num_tokens, samples });
+        self.under_way.push_back(Share { step, num_tokens, samples, place: 0 });
     }
 
-    /// Its part in the newest step as work for the runner; None if that step leaves it out.
-    pub(super) fn chunk(&self, step: u64) -> Option<Chunk> {
-        let share = self.under_way.back().filter(|share| share.step == step)?;
+    /// Its part in the newest step as work for the runner, the chunk `place` of the plan; None if
+    /// that step leaves it out.
+    pub(super) fn chunk(&mut self, step: u64, place: usize) -> Option<Chunk> {
+        let share = self.under_way.back_mut().filter(|share| share.step == step)?;
+        share.place = place;
+        let share = *share;
         let end = self.num_scheduled();
         let start = end - share.num_tokens;
         let input = match self.token_ids.get(start..end) {

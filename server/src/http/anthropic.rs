@@ -47,6 +47,7 @@ impl IntoResponse for AnthropicError {
 pub fn error_body(error: &ApiError) -> Value {
     let kind = match error.status().as_u16() {
         401 => "authentication_error",
+        403 => "permission_error",
         404 => "not_found_error",
         413 => "request_too_large",
         429 => "rate_limit_error",
@@ -74,7 +75,7 @@ pub async fn messages(
     refuse_more_than_a_message(&request)?;
     let ignored = IgnoredFields::of(&fields, &chat_names(), &context.config)?;
     let (stream, model) = (request.common.stream, request.common.model.clone());
-    let (generation, _) = start_chat(&context, client, request, reservation, arrived).await?;
+    let (generation, _) = start_chat(&context, &client, request, reservation, arrived).await?;
     let head = Head { id: format!("msg_{}", random_hex()), model };
     let response = match stream {
         None => whole_reply(generation, &head).await?,

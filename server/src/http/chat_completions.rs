@@ -227,7 +227,7 @@ pub async fn chat_completions(
         reasoning: request.reasoning,
     };
     let (stream, returns_ids) = (common.stream, common.returns_token_ids);
-    let (generation, prompt) = start_chat(&context, client, request, reservation, arrived).await?;
+    let (generation, prompt) = start_chat(&context, &client, request, reservation, arrived).await?;
     format.prompt_ids = returns_ids.then(|| numbers(&prompt));
     let response = match stream {
         None => whole_reply(generation, format).await?,
@@ -245,7 +245,7 @@ pub async fn chat_completions(
 /// Errors: no room in a queue, messages that the template refuses, a prompt that is too long.
 pub async fn start_chat(
     context: &Context,
-    client: Client,
+    client: &Client,
     request: ChatRequest,
     reservation: BodyReservation,
     arrived: Instant,
@@ -254,7 +254,9 @@ pub async fn start_chat(
     let ChatRequest { mut common, chat, max_tokens, max_tokens_field, logprobs, tools, .. } =
         request;
     let estimate = estimate_tokens(chat.text_bytes()).min(serving.model.max_model_len);
-    let admission = admit(context, &serving.engine, common.n, estimate * common.n)?;
+    let salt = common.cache_salt.as_deref();
+    let account = client.open(context.lane(), &common.model, common.priority, salt)?;
+    let admission = admit(context, serving, &account, common.n, estimate * common.n)?;
     let encoded = serving.text.encode_chat(chat).await;
     drop(reservation);
     let prompt = encoded.map_err(|e| text_error(context, MESSAGES.name, e))?;
@@ -263,7 +265,7 @@ pub async fn start_chat(
     let answer = AnswerFormat { reasoning: serving.text.reasoning_start(&prompt), tools };
     let prompt_logprobs = common.prompt_logprobs;
     let job = Job {
-        cache_salt: client.cache_salt(common.cache_salt.as_deref()),
+        account,
         common,
         prompts: vec![prompt.token_ids.clone()],
         max_tokens,

@@ -156,8 +156,10 @@ pub async fn completions(
     let ignored = IgnoredFields::of(&fields, &completion_names(), &context.config)?;
     let num_sequences = request.prompts.len() * request.common.n;
     let estimate = request.prompt_tokens_estimate(serving.model.max_model_len);
-    let admission = admit(&context, &serving.engine, num_sequences, estimate)?;
     let CompletionRequest { mut common, prompts, max_tokens, logprobs, echo } = request;
+    let salt = common.cache_salt.as_deref();
+    let account = client.open(context.lane(), &common.model, common.priority, salt)?;
+    let admission = admit(&context, serving, &account, num_sequences, estimate)?;
     if prompts.iter().any(|prompt| matches!(prompt, Prompt::FillIn(_))) {
         check_fill_in(serving)?;
     }
@@ -184,7 +186,7 @@ pub async fn completions(
     let prompt_logprobs = of_echo.max(common.prompt_logprobs);
     let stream = common.stream;
     let job = Job {
-        cache_salt: client.cache_salt(common.cache_salt.as_deref()),
+        account,
         common,
         prompts: prompts.into_iter().map(|prompt| prompt.token_ids).collect(),
         max_tokens: Some(max_tokens),

@@ -18,6 +18,7 @@ use super::error::{ApiError, RequestError};
 use super::fields::{Field, Fields, Kind, wrong_type};
 use super::sampling::{MODEL, read_model};
 use super::state::{BodyReservation, Context, ServedModel};
+use super::tenants::LimitReached;
 use super::unknown::IgnoredFields;
 use super::wire::random_hex;
 use axum::Json;
@@ -90,7 +91,9 @@ pub fn respond_error(error: &ApiError) -> Response {
 fn error_body(error: &ApiError, id: &RequestId) -> Value {
     let code = match (error, error.status().as_u16()) {
         (ApiError::Request(RequestError::UnknownModel { .. }), _) => "ModelNotFound",
+        (ApiError::Limit { limit: LimitReached::Tokens { .. }, .. }, _) => "Throttling.AllocationQuota",
         (_, 401) => "InvalidApiKey",
+        (_, 403) => "Model.AccessDenied",
         (_, 404) => "NotFound",
         (_, 405) => "MethodNotAllowed",
         (_, 408) => "RequestTimeOut",

@@ -8,10 +8,11 @@ use super::limits::{HttpConfig, INSTRUCTION_BYTES_MAX};
 use super::pooling::{self, COMMON_FIELDS, Common};
 use super::sampling::read_token_id;
 use super::state::{Context, ServedModel, Serving};
+use super::tenants::Account;
 use super::task::Embedder;
 use super::unknown::IgnoredFields;
 use super::unsupported::{check_embeddings, embedding_names};
-use crate::engine::{CacheSalt, Pooled, Pooling};
+use crate::engine::{Pooled, Pooling};
 use crate::text::{Frame, FramedText};
 use axum::Extension;
 use axum::extract::{Request, State};
@@ -134,15 +135,14 @@ pub async fn embeddings(
     let request = EmbeddingsRequest::into_request(&mut fields, &serving.model, embedder, config)?;
     let ignored = IgnoredFields::of(&fields, &embedding_names(), config)?;
     let EmbeddingsRequest { common, texts, frame, encoding, dimensions } = request;
-    let cache_salt = client.cache_salt(common.cache_salt.as_deref());
+    let account = common.open(&context, &client)?;
     let job = EmbedJob {
         texts,
         frame,
         dimensions,
         field: INPUT.name,
         tokens_max: common.tokens_max,
-        priority: common.priority,
-        cache_salt,
+        account,
         arrived,
     };
     let embedded = embed(&context, serving, job).await?;
@@ -161,8 +161,7 @@ pub struct EmbedJob {
     /// For messages: which field holds the texts.
     pub field: &'static str,
     pub tokens_max: Option<usize>,
-    pub priority: i32,
-    pub cache_salt: CacheSalt,
+    pub account: Account,
     pub arrived: Instant,
 }
 
@@ -179,11 +178,11 @@ pub async fn embed(
     serving: &Serving,
     job: EmbedJob,
 ) -> Result<Embedded, ApiError> {
-    let EmbedJob { texts, frame, dimensions, field, tokens_max, priority, cache_salt, arrived } =
+    let EmbedJob { texts, frame, dimensions, field, tokens_max, account, arrived } =
         job;
     let pooling = Pooling::Hidden;
     let job =
-        pooling::Job { texts, frame, pooling, field, tokens_max, priority, cache_salt, arrived };
+        pooling::Job { texts, frame, pooling, field, tokens_max, account, arrived };
     let answers = pooling::run(context, serving, job).await?;
     let mut vectors = Vec::with_capacity(answers.pooled.len());
     for pooled in answers.pooled {

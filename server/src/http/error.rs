@@ -1,5 +1,6 @@
 //! The one table from error to status, code and body.
 
+use super::tenants::LimitReached;
 use crate::engine::{EngineError, Rejected};
 use crate::jobs::{JobsError, Refused};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -47,6 +48,8 @@ pub enum ApiError {
     JobStore { retry_after_s: u64 },
     #[error(transparent)]
     JobLimit(Refused),
+    #[error("{limit}; retry after {retry_after_s} s")]
+    Limit { limit: LimitReached, retry_after_s: u64 },
 }
 
 impl From<JobsError> for ApiError {
@@ -122,6 +125,8 @@ pub enum RequestError {
     InputTooLong { field: String, tokens: usize, max_model_len: usize },
     #[error("the model '{name}' does not exist")]
     UnknownModel { name: String },
+    #[error("this key may not use the model '{name}'; allowed: {allowed}")]
+    ModelNotAllowed { name: String, allowed: String },
     #[error("there is no response '{id}': it was never kept, or is forgotten")]
     UnknownResponse { id: String },
     #[error("there is no route {method} {path}")]
@@ -228,6 +233,10 @@ impl ApiError {
             }
             ApiError::NotFinite => row(S::INTERNAL_SERVER_ERROR, SERVER, "not_finite"),
             ApiError::TextStage => row(S::INTERNAL_SERVER_ERROR, SERVER, "internal_error"),
+            ApiError::Limit { limit: LimitReached::Concurrent { .. }, .. } => {
+                row(S::TOO_MANY_REQUESTS, RATE_LIMIT, "too_many_concurrent_requests")
+            }
+            ApiError::Limit { .. } => row(S::TOO_MANY_REQUESTS, RATE_LIMIT, "rate_limit_exceeded"),
             ApiError::JobsOff => row(S::NOT_IMPLEMENTED, SERVER, "jobs_off"),
             ApiError::JobStore { .. } => row(S::SERVICE_UNAVAILABLE, SERVER, "job_store_failed"),
             ApiError::JobLimit(limit) => {
@@ -254,6 +263,7 @@ impl ApiError {
             ApiError::Busy { retry_after_s, .. }
             | ApiError::BodiesInFlight { retry_after_s, .. }
             | ApiError::GrammarsBusy { retry_after_s, .. }
+            | ApiError::Limit { retry_after_s, .. }
             | ApiError::TokenizerBusy { retry_after_s, .. } => Some(*retry_after_s),
             ApiError::Loading => Some(LOADING_RETRY_SECONDS),
             ApiError::JobStore { retry_after_s } => Some(*retry_after_s),
@@ -268,6 +278,7 @@ impl ApiError {
             | ApiError::BodiesInFlight { .. }
             | ApiError::TokenizerBusy { .. }
             | ApiError::GrammarsBusy { .. }
+            | ApiError::Limit { .. }
             | ApiError::JobLimit(_)
             | ApiError::JobStore { .. }
             | ApiError::Loading => Some(RejectionReason(self.row().code)),
@@ -300,6 +311,9 @@ impl RequestError {
             }
             RequestError::Template { .. } => row(S::BAD_REQUEST, INVALID, "template_error"),
             RequestError::UnknownModel { .. } => row(S::NOT_FOUND, INVALID, "model_not_found"),
+            RequestError::ModelNotAllowed { .. } => {
+                row(S::FORBIDDEN, "permission_error", "model_not_allowed")
+            }
             RequestError::UnknownResponse { .. } => {
                 row(S::NOT_FOUND, INVALID, "response_not_found")
             }
@@ -339,7 +353,9 @@ impl RequestError {
             RequestError::PromptTooLong { field, .. }
             | RequestError::MaxTokensTooLarge { field, .. } => Some(field),
             RequestError::Template { .. } => Some("messages"),
-            RequestError::UnknownModel { .. } | RequestError::WrongTask { .. } => Some("model"),
+            RequestError::UnknownModel { .. }
+            | RequestError::ModelNotAllowed { .. }
+            | RequestError::WrongTask { .. } => Some("model"),
             RequestError::Jobs(Refused::WrongPurpose { .. }) => Some("input_file_id"),
             _ => None,
         }

@@ -5,9 +5,10 @@ use super::constraint::EngineConstraint;
 use super::error::{ApiError, RequestError};
 use super::sampling::Common;
 use super::state::{Context, Serving};
+use super::tenants::Account;
 use super::wire::Usage;
 use crate::engine::{
-    Admission, CacheSalt, ConstraintSource, EngineHandle, Request, SamplingParams, TokenLogprobs,
+    Admission, ConstraintSource, EngineHandle, Request, SamplingParams, TokenLogprobs,
     TokenStream,
 };
 use crate::text::{AnswerFormat, Constraint, Part, TextError};
@@ -29,7 +30,7 @@ pub struct Job {
     pub prompt_logprobs: Option<usize>,
     /// How to take the answers apart.
     pub answer: AnswerFormat,
-    pub cache_salt: CacheSalt,
+    pub account: Account,
     pub constraint: Option<Arc<Constraint>>,
     pub arrived: Instant,
 }
@@ -43,6 +44,7 @@ pub struct Generation {
     completion_tokens: Vec<usize>,
     /// `None`: reasoning is not told apart.
     reasoning_tokens: Option<Vec<usize>>,
+    account: Account,
 }
 
 impl Generation {
@@ -80,9 +82,10 @@ impl Generation {
                     prompt: prompt.clone(),
                     sampling: sampling.clone(),
                     pooling: None,
-                    priority: job.common.priority,
+                    priority: job.account.priority,
                     lane: context.lane(),
-                    cache_salt: job.cache_salt,
+                    tenant: job.account.tenant,
+                    cache_salt: job.account.cache_salt,
                     constraint: constraint.clone(),
                 };
                 let stream = submit(context, &serving.engine, &mut admission, request)?;
@@ -97,13 +100,16 @@ impl Generation {
                 choices.push(Choice::new(index, stream, serving, common, answer, sampling, timer));
             }
         }
+        let prompt_tokens = job.prompts.iter().map(Vec::len).sum();
+        job.account.charge(prompt_tokens);
         Ok(Generation {
             n,
-            prompt_tokens: job.prompts.iter().map(Vec::len).sum(),
+            prompt_tokens,
             cached_tokens: 0,
             completion_tokens: vec![0; choices.len()],
             reasoning_tokens: job.answer.reasoning.map(|_| vec![0; choices.len()]),
             choices: stream::select_all(choices.into_iter().map(Choice::into_steps)),
+            account: job.account,
         })
     }
 
@@ -169,6 +175,12 @@ impl Generation {
     }
 }
 
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.account.charge(self.completion_tokens.iter().sum());
+    }
+}
+
 /// A choice's complete answer.
 #[derive(Debug, Default)]
 pub struct Whole {
@@ -208,11 +220,14 @@ impl Whole {
 /// Errors: 429 with `Retry-After`, or 503 when the server is ending.
 pub fn admit(
     context: &Context,
-    engine: &EngineHandle,
+    serving: &Serving,
+    account: &Account,
     num_sequences: usize,
     prompt_tokens_estimate: usize,
 ) -> Result<Admission, ApiError> {
-    let admitted = engine.admit_in(context.lane(), num_sequences, prompt_tokens_estimate);
+    let (tenant, lane) = (account.tenant, context.lane());
+    let admitted =
+        serving.engine.admit_for(tenant, lane, num_sequences, prompt_tokens_estimate);
     admitted.map_err(|reason| {
         let retry_after_s = context.retry_after_s();
         ApiError::Busy { reason, retry_after_s }

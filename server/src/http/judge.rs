@@ -7,8 +7,9 @@ use super::embeddings::INSTRUCTION_DEFAULT;
 use super::error::ApiError;
 use super::pooling;
 use super::state::{Context, Serving};
+use super::tenants::Account;
 use super::task::Reranker;
-use crate::engine::{CacheSalt, Pooled, Pooling};
+use crate::engine::{Pooled, Pooling};
 use crate::text::{Frame, FramedText};
 use std::time::Instant;
 
@@ -34,8 +35,7 @@ pub struct JudgeJob {
     /// For messages: which field holds the documents.
     pub field: &'static str,
     pub tokens_max: Option<usize>,
-    pub priority: i32,
-    pub cache_salt: CacheSalt,
+    pub account: Account,
     pub arrived: Instant,
 }
 
@@ -62,8 +62,7 @@ pub async fn judge(
         pooling: Pooling::logprobs(&[reranker.no, reranker.yes]),
         field: job.field,
         tokens_max: job.tokens_max,
-        priority: job.priority,
-        cache_salt: job.cache_salt,
+        account: job.account,
         arrived: job.arrived,
     };
     let pooling::Answers { pooled, prompt_tokens, cached_tokens } =

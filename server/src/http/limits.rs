@@ -1,13 +1,14 @@
 //! The limits of the HTTP side. Each has a stated behaviour when it is reached.
 
+use super::auth::KeyRing;
 use super::page::WebPage;
 use std::time::Duration;
 
 /// What the operator sets; the defaults suit one machine.
 #[derive(Debug, Clone)]
 pub struct HttpConfig {
-    /// Empty: every route is open. Else all but `auth::PUBLIC_ROUTES` ask for one of them.
-    pub api_keys: Vec<String>,
+    /// Without keys every route is open. Else all but `auth::PUBLIC_ROUTES` ask for one of them.
+    pub keys: KeyRing,
     /// Open connections; further ones wait in the listener's backlog.
     pub connections_max: usize,
     /// Longer bodies get 413.
@@ -54,7 +55,7 @@ pub enum UnknownFields {
 impl Default for HttpConfig {
     fn default() -> Self {
         Self {
-            api_keys: Vec::new(),
+            keys: KeyRing::default(),
             connections_max: 4096,
             body_bytes_max: 8 << 20,
             bodies_bytes_max: 256 << 20,

@@ -7,6 +7,7 @@ pub mod limits;
 pub mod state;
 pub mod task;
 pub mod auth;
+pub mod tenants;
 pub mod body;
 pub mod fields;
 pub mod sampling;
@@ -45,7 +46,7 @@ pub mod error;
 #[cfg(test)]
 mod tests;
 
-pub use auth::public_routes;
+pub use auth::{KeyRing, public_routes};
 pub use limits::{HttpConfig, UnknownFields};
 pub use page::WebPage;
 pub use router::ROUTES;
@@ -53,3 +54,4 @@ pub use rows::{RowRouter, name_of_result};
 pub use server::{Drained, listen, serve};
 pub use state::{AppState, ServedModel, Serving, ThinkingModel};
 pub use task::{Embedder, Reranker, Task};
+pub use tenants::{TenantLimits, TenantSpec, WEIGHT_MAX};

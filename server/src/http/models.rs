@@ -1,24 +1,31 @@
 //! GET /v1/models and /v1/models/{id}.
 
+use super::auth::Client;
 use super::error::{ApiError, RequestError, excerpt};
 use super::state::{Context, ServedModel};
-use axum::Json;
+use axum::{Extension, Json};
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
-pub async fn list_models(State(context): State<Context>) -> Result<Json<Value>, ApiError> {
+/// The names that the client may use.
+pub async fn list_models(
+    State(context): State<Context>,
+    Extension(client): Extension<Client>,
+) -> Result<Json<Value>, ApiError> {
     let model = &context.serving()?.model;
-    let data: Vec<Value> = model.names.iter().map(|name| model_object(model, name)).collect();
+    let names = model.names.iter().filter(|name| client.limits().allows_model(name));
+    let data: Vec<Value> = names.map(|name| model_object(model, name)).collect();
     Ok(Json(json!({"object": "list", "data": data})))
 }
 
 /// Names may hold slashes. Errors: 404 naming an unknown model.
 pub async fn get_model(
     State(context): State<Context>,
+    Extension(client): Extension<Client>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let model = &context.serving()?.model;
-    match model.names.contains(&name) {
+    match model.names.contains(&name) && client.limits().allows_model(&name) {
         true => Ok(Json(model_object(model, &name))),
         false => Err(RequestError::UnknownModel { name: excerpt(&name) }.into()),
     }

@@ -42,7 +42,7 @@ pub fn document(config: &HttpConfig) -> Value {
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     });
-    if !config.api_keys.is_empty() {
+    if !config.keys.is_open() {
         document["security"] = json!([{"bearer": []}]);
     }
     document
@@ -74,8 +74,11 @@ fn operation(method: &str, path: &str, config: &HttpConfig) -> Value {
             return operation;
         }
         operation["responses"]["503"] = response("Health", "Loading, stuck, stopped or draining");
-    } else if !config.api_keys.is_empty() {
+    } else if !config.keys.is_open() {
         operation["responses"]["401"] = error_response("No API key, or an unknown one");
+        if method == "post" {
+            operation["responses"]["403"] = error_response("A model that the key may not use");
+        }
     }
     if path.starts_with(anthropic::PATH) {
         errors_as(&mut operation, "AnthropicError");

@@ -1,12 +1,14 @@
 //! Runs prompts through the engine for what their last token shows; nothing is generated.
 
+use super::auth::Client;
 use super::error::{ApiError, RequestError};
 use super::fields::{Field, Fields, Kind, out_of_range};
 use super::generation::{admit, estimate_tokens, text_error};
 use super::sampling::{CACHE_SALT, MODEL, PRIORITY, USER, read_model};
 use super::state::{Context, ServedModel, Serving};
+use super::tenants::Account;
 use crate::engine::{
-    Admission, CacheSalt, Event, Pooled, Pooling, Request, SamplingParams, TokenStream,
+    Admission, Event, Pooled, Pooling, Request, SamplingParams, TokenStream,
 };
 use crate::metrics::SequenceTimer;
 use crate::text::{Frame, FramedText, TextError};
@@ -36,6 +38,11 @@ pub struct Common {
 }
 
 impl Common {
+    /// Errors: what the client's tenant may not ask for, or not now.
+    pub fn open(&self, context: &Context, client: &Client) -> Result<Account, ApiError> {
+        client.open(context.lane(), &self.model, self.priority, self.cache_salt.as_deref())
+    }
+
     /// Errors: each field outside its type or range, an unknown model.
     pub fn read(fields: &mut Fields, model: &ServedModel) -> Result<Common, RequestError> {
         let name = read_model(fields, model)?;
@@ -64,8 +71,7 @@ pub struct Job {
     /// For messages: which field holds the texts.
     pub field: &'static str,
     pub tokens_max: Option<usize>,
-    pub priority: i32,
-    pub cache_salt: CacheSalt,
+    pub account: Account,
     pub arrived: Instant,
 }
 
@@ -86,8 +92,8 @@ pub async fn run(context: &Context, serving: &Serving, job: Job) -> Result<Answe
         FramedText::Tokens(ids) => ids.len().min(max_model_len),
     };
     let estimate = job.texts.iter().map(estimate).sum();
-    let mut admission = admit(context, &serving.engine, job.texts.len(), estimate)?;
-    let Job { texts, frame, pooling, field, tokens_max, priority, cache_salt, arrived } = job;
+    let mut admission = admit(context, serving, &job.account, job.texts.len(), estimate)?;
+    let Job { texts, frame, pooling, field, tokens_max, account, arrived } = job;
     let prompts = serving.text.encode_framed(frame, texts, tokens_max).await;
     let prompts = prompts.map_err(|error| match error {
         TextError::NoRoom { .. } => text_error(context, TRUNCATE_PROMPT_TOKENS.name, error),
@@ -97,6 +103,7 @@ pub async fn run(context: &Context, serving: &Serving, job: Job) -> Result<Answe
     context.metrics.observe_request(1);
     let mut sequences = Vec::with_capacity(prompts.len());
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
+    account.charge(prompt_tokens);
     for prompt in prompts {
         let timer = context.metrics.sequence(context.lane(), arrived, prompt.len(), 0);
         let sampling = SamplingParams { max_new_tokens: 0, ..SamplingParams::default() };
@@ -105,9 +112,10 @@ pub async fn run(context: &Context, serving: &Serving, job: Job) -> Result<Answe
             prompt,
             sampling,
             pooling,
-            priority,
+            priority: account.priority,
             lane: context.lane(),
-            cache_salt,
+            tenant: account.tenant,
+            cache_salt: account.cache_salt,
             constraint: None,
         };
         let stream = submit(context, serving, &mut admission, request)?;

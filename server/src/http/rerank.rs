@@ -100,8 +100,7 @@ pub async fn rerank(
         instruction,
         field: DOCUMENTS.name,
         tokens_max: common.tokens_max,
-        priority: common.priority,
-        cache_salt: client.cache_salt(common.cache_salt.as_deref()),
+        account: common.open(&context, &client)?,
         arrived,
     };
     let judged = judge(&context, serving, reranker, job).await?;

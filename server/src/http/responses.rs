@@ -4,7 +4,7 @@ pub mod into_chat;
 pub mod store;
 mod writer;
 
-use super::auth::Client;
+use super::auth::{Client, Identity};
 use super::body::read_fields;
 use super::chat_completions::{ChatRequest, refuse_more_than_a_message, start_chat};
 use super::choice::{Finish, Output};
@@ -34,7 +34,7 @@ pub async fn create(
     let arrived = Instant::now();
     let serving = context.generator()?;
     let (mut fields, reservation) = read_fields(&context, request).await?;
-    let asked = into_chat(&mut fields, &context.responses, client)?;
+    let asked = into_chat(&mut fields, &context.responses, client.identity())?;
     let request = ChatRequest::into_request(&mut fields, &serving.model, &context.config)?;
     refuse_more_than_a_message(&request)?;
     let ignored = IgnoredFields::of(&fields, &chat_names(), &context.config)?;
@@ -44,8 +44,8 @@ pub async fn create(
         return Err(RequestError::Unsupported { field: "background".into(), value }.into());
     }
     let in_background = asked.in_background;
-    let draft = Draft::new(context.clone(), client, request.common.model.clone(), asked);
-    let (generation, _) = start_chat(&context, client, request, reservation, arrived).await?;
+    let draft = Draft::new(context.clone(), client.identity(), request.common.model.clone(), asked);
+    let (generation, _) = start_chat(&context, &client, request, reservation, arrived).await?;
     let response = match stream {
         Some(options) => {
             let events = ResponseEvents { draft, writer: Writer::default(), has_begun: false };
@@ -62,7 +62,7 @@ pub async fn get(
     Extension(client): Extension<Client>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let kept = context.responses.get(&id, client).ok_or_else(|| unknown(&id))?;
+    let kept = context.responses.get(&id, client.identity()).ok_or_else(|| unknown(&id))?;
     Ok(Json(kept.response))
 }
 
@@ -71,7 +71,7 @@ pub async fn delete(
     Extension(client): Extension<Client>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    match context.responses.delete(&id, client) {
+    match context.responses.delete(&id, client.identity()) {
         true => Ok(Json(json!({"id": id, "object": "response", "deleted": true}))),
         false => Err(unknown(&id)),
     }
@@ -83,7 +83,7 @@ pub async fn cancel(
     Extension(client): Extension<Client>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let kept = context.responses.get(&id, client).ok_or_else(|| unknown(&id))?;
+    let kept = context.responses.get(&id, client.identity()).ok_or_else(|| unknown(&id))?;
     if kept.response["background"] != true {
         let reason = "only a response in the background can be cancelled".to_string();
         return Err(RequestError::Invalid { field: "response_id".into(), reason }.into());
@@ -93,7 +93,7 @@ pub async fn cancel(
             response["status"] = "cancelled".into();
         }
     };
-    context.responses.cancel(&id, client, change).map(Json).ok_or_else(|| unknown(&id))
+    context.responses.cancel(&id, client.identity(), change).map(Json).ok_or_else(|| unknown(&id))
 }
 
 fn unknown(id: &str) -> ApiError {
@@ -103,7 +103,7 @@ fn unknown(id: &str) -> ApiError {
 /// A response whose output is being written.
 struct Draft {
     context: Context,
-    client: Client,
+    client: Identity,
     id: String,
     created: u64,
     model: String,
@@ -121,7 +121,7 @@ enum Keeping {
 }
 
 impl Draft {
-    fn new(context: Context, client: Client, model: String, asked: Asked) -> Draft {
+    fn new(context: Context, client: Identity, model: String, asked: Asked) -> Draft {
         Draft {
             context,
             client,

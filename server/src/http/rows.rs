@@ -60,7 +60,7 @@ impl RowRouter {
     }
 
     async fn call(&self, owner: &Owner, row: Row) -> Answer {
-        let Some(client) = self.context.keys.client_of(owner) else {
+        let Some(client) = self.context.config.keys.client_of(owner) else {
             // The key was taken away meanwhile: it may come back before the job expires.
             return Answer::Busy { retry_after: Duration::MAX };
         };
@@ -97,7 +97,7 @@ impl Rows for RowRouter {
     fn can_run(&self, owner: &Owner, model: &str) -> bool {
         let Ok(serving) = self.context.serving() else { return false };
         let serves = serving.model.names.iter().any(|name| name == model);
-        serves && !self.context.is_draining() && self.context.keys.client_of(owner).is_some()
+        serves && !self.context.is_draining() && self.context.config.keys.client_of(owner).is_some()
     }
 
     async fn answer(&self, owner: &Owner, line: &[u8]) -> Answer {

@@ -89,8 +89,7 @@ pub async fn score(
         instruction,
         field: TEXT_2.name,
         tokens_max: common.tokens_max,
-        priority: common.priority,
-        cache_salt: client.cache_salt(common.cache_salt.as_deref()),
+        account: common.open(&context, &client)?,
         arrived,
     };
     let judged = judge(&context, serving, reranker, job).await?;

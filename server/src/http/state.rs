@@ -1,6 +1,5 @@
 //! What the routes share: the model being served, once it is loaded, and the HTTP side's own state.
 
-use super::auth::KeyRing;
 use super::error::ApiError;
 use super::limits::HttpConfig;
 use super::responses::store::ResponseStore;
@@ -99,7 +98,6 @@ pub struct Context {
 
 pub struct Inner {
     pub config: HttpConfig,
-    pub keys: KeyRing,
     pub metrics: Metrics,
     pub responses: ResponseStore,
     state: AppState,
@@ -118,10 +116,8 @@ impl std::ops::Deref for Context {
 
 impl Context {
     pub fn new(config: HttpConfig, state: AppState) -> Self {
-        let keys = KeyRing::new(&config.api_keys);
         let inner = Inner {
             config,
-            keys,
             metrics: Metrics::new(),
             responses: ResponseStore::default(),
             state,

@@ -519,7 +519,7 @@ fn every_field_read_is_described_and_every_described_field_is_read() {
 
 #[test]
 fn openapi_document_is_whole() {
-    let config = HttpConfig { api_keys: vec!["k".into()], ..HttpConfig::default() };
+    let config = HttpConfig { keys: KeyRing::new(&["k".into()], &[]), ..HttpConfig::default() };
     let document = document(&config);
     assert_eq!(document["openapi"], "3.1.0");
     assert!(document["info"]["title"].is_string() && document["info"]["version"].is_string());
@@ -568,7 +568,7 @@ fn fields_of_other_apis_are_described() {
     let mut message = parse(&json!({"messages": [], "max_tokens": 1}));
     anthropic::into_chat::into_chat(&mut message).expect("fine");
     let mut response = parse(&json!({"input": "x"}));
-    let client = KeyRing::new(&[]).check(&HeaderMap::new()).expect("no keys are set");
+    let client = KeyRing::default().check(&HeaderMap::new()).expect("no keys are set");
     let store = ResponseStore::default();
     assert!(responses::into_chat::into_chat(&mut response, &store, client).is_ok());
     for (fields, described) in

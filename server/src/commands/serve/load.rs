@@ -108,7 +108,9 @@ fn load_all(
         Some(count) => format!("rank 0 of {count} processes: {devices}"),
         None => devices.to_string(),
     };
-    let (engine, engine_thread) = engine::start(engine_config(config, &memory), runner);
+    let double_cost_context = model.checkpoint.config.double_cost_context();
+    let engine_config = engine_config(config, &memory, double_cost_context);
+    let (engine, engine_thread) = engine::start(engine_config, runner);
     let serving = Serving { text, engine, model: served };
     Ok(Loaded { serving, engine_thread, names, path, device, memory, lost, watch })
 }
@@ -399,16 +401,22 @@ fn start_text(config: &ServeConfig, checkpoint: &Checkpoint) -> Result<TextStage
     )?)
 }
 
-fn engine_config(config: &ServeConfig, memory: &MemoryPlan) -> EngineConfig {
+fn engine_config(
+    config: &ServeConfig,
+    memory: &MemoryPlan,
+    double_cost_context: usize,
+) -> EngineConfig {
     EngineConfig {
         block_size: config.cache.block_size,
         num_blocks: memory.num_blocks,
         max_num_seqs: config.limits.max_num_seqs,
         max_num_batched_tokens: config.limits.max_num_batched_tokens,
         max_model_len: memory.max_model_len,
+        double_cost_context,
         waiting_requests_max: config.limits.waiting_requests_max,
-        // One prompt of any length that fits the context always finds room in an empty queue.
-        waiting_tokens_max: config.limits.waiting_tokens_max.max(memory.max_model_len),
+        // One prompt of any length that fits the context always finds room in an empty queue, also
+        // in the half of it that is not kept for other tenants.
+        waiting_tokens_max: config.limits.waiting_tokens_max.max(2 * memory.max_model_len),
         policy: match config.limits.policy {
             SchedulingPolicy::Fcfs => PolicyKind::Fcfs,
             SchedulingPolicy::Priority => PolicyKind::Priority,

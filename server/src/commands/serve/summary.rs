@@ -35,7 +35,7 @@ pub fn summary(
     let name = &loaded.names[0];
     let body =
         format!(r#"{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}"#);
-    let key = match config.listen.api_keys.is_empty() {
+    let key = match super::keys::ring(&config.listen).is_open() {
         true => "",
         false => " -H 'Authorization: Bearer KEY'",
     };
@@ -88,13 +88,14 @@ fn limits(config: &ServeConfig) -> String {
 }
 
 fn keys(config: &ServeConfig) -> String {
-    match config.listen.api_keys.len() {
-        0 => "none: whoever reaches the port is served".to_string(),
-        count => {
-            let public: Vec<&str> = public_routes(web_page(&config.listen)).collect();
-            format!("{count}; without a key only {}", public.join(", "))
-        }
+    let ring = super::keys::ring(&config.listen);
+    if ring.is_open() {
+        return "none: whoever reaches the port is served".to_string();
     }
+    let public: Vec<&str> = public_routes(web_page(&config.listen)).collect();
+    let tenants = config.listen.tenants.as_ref().map(|tenants| tenants.specs.len());
+    let tenants = tenants.map(|count| format!(" of {count} tenants")).unwrap_or_default();
+    format!("{}{tenants}; without a key only {}", ring.num_keys(), public.join(", "))
 }
 
 /// An address that a client on this machine can use: "every network" is none.

@@ -52,6 +52,7 @@ fn config() -> EngineConfig {
         max_num_seqs: 2,
         max_num_batched_tokens: 16,
         max_model_len: 64,
+        double_cost_context: usize::MAX,
         waiting_requests_max: 4,
         waiting_tokens_max: 40,
         policy: PolicyKind::Fcfs,
@@ -79,6 +80,7 @@ fn request(prompt: &[u32], max_new_tokens: usize) -> Request {
         pooling: None,
         priority: 0,
         lane: Lane::Interactive,
+        tenant: Default::default(),
         cache_salt: CacheSalt::default(),
         constraint: None,
     }
@@ -191,6 +193,31 @@ fn places_are_reserved_all_or_none() {
     let stats = handle.stats();
     assert_eq!((stats.waiting, stats.waiting_tokens), (0, 0));
     assert_eq!((stats.rejected_queue_full, stats.rejected_too_many_tokens), (2, 1));
+}
+
+#[test]
+fn no_tenant_can_take_the_places_that_are_kept_for_another() {
+    let (handle, _thread, _permits) = start_engine();
+    let tenant = |id, weight| Tenant { id: TenantId(id), weight, weights: 2 };
+    let admit = |id, places, tokens| {
+        handle.admit_for(tenant(id, 1), Lane::Interactive, places, tokens)
+    };
+    // One of the four places is kept for each, and ten of the 40 tokens.
+    let of_first = admit(1, 3, 30).expect("its own place, and two for whoever comes first");
+    let full = Rejected::QueueFull { waiting: 3, waiting_max: 3 };
+    assert_eq!(admit(1, 1, 0).err(), Some(full));
+    let of_second = admit(2, 1, 10).expect("its own");
+    assert_eq!(
+        admit(2, 1, 0).err(),
+        Some(Rejected::QueueFull { waiting: 1, waiting_max: 1 }),
+        "the common places are taken"
+    );
+    assert!(matches!(admit(2, 0, 1), Err(Rejected::TooManyTokens { tokens: 11, tokens_max: 10 })));
+    assert_eq!((handle.stats().waiting, handle.stats().waiting_tokens), (4, 40));
+    drop(of_first);
+    let rest = admit(2, 2, 20).expect("the common places are free again");
+    drop((of_second, rest));
+    assert_eq!((handle.stats().waiting, handle.stats().waiting_tokens), (0, 0));
 }
 
 #[test]

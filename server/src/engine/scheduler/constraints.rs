@@ -19,7 +19,7 @@ impl Scheduler {
     /// Sequences whose constraints have failed end here.
     pub(super) fn ask_constraints(&mut self) {
         let mut failed = Vec::new();
-        for sequence in self.running.iter_mut().chain(&mut self.waiting) {
+        for sequence in self.running.iter_mut().chain(self.waiting.iter_mut()) {
             if let Err(error) = sequence.ask_constraint() {
                 failed.push((sequence.id(), EngineError::Constraint { reason: error.reason }));
             }

@@ -7,6 +7,8 @@ use crate::engine::request::{CacheSalt, SampledToken, SamplingParams, TokenLogpr
 use models::TokenId;
 use std::time::Duration;
 
+mod tenants;
+
 /// Blocks of 4 tokens; steps of 16 tokens and 4 sequences.
 fn config() -> EngineConfig {
     EngineConfig {
@@ -15,6 +17,7 @@ fn config() -> EngineConfig {
         max_num_seqs: 4,
         max_num_batched_tokens: 16,
         max_model_len: 256,
+        double_cost_context: usize::MAX,
         waiting_requests_max: 100,
         waiting_tokens_max: 10_000,
         policy: PolicyKind::Fcfs,
@@ -30,6 +33,7 @@ fn request(prompt: std::ops::Range<u32>, max_new_tokens: usize) -> Request {
         pooling: None,
         priority: 0,
         lane: Lane::Interactive,
+        tenant: Default::default(),
         cache_salt: CacheSalt::default(),
         constraint: None,
     }

@@ -14,5 +14,5 @@ pub async fn multimodal_generation(
     Extension(client): Extension<Client>,
     request: Request,
 ) -> Result<Response, DashScopeError> {
-    Ok(generate(&context, client, request, ResultFormat::Parts).await?)
+    Ok(generate(&context, &client, request, ResultFormat::Parts).await?)
 }

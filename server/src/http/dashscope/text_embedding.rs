@@ -49,7 +49,7 @@ pub async fn text_embedding(
     let arrived = Instant::now();
     let (serving, embedder) = context.embedder()?;
     let (envelope, reservation) = read_envelope(&context, &serving.model, request).await?;
-    let Envelope { mut input, parameters, ignored: outer, .. } = envelope;
+    let Envelope { model, mut input, parameters, ignored: outer } = envelope;
     let mut parameters = Fields::of_object(parameters);
     let texts = read_texts("input.texts", input.take(&TEXTS))?;
     check_count("input.texts", texts.len(), &context.config)?;
@@ -71,8 +71,7 @@ pub async fn text_embedding(
         dimensions,
         field: "input.texts",
         tokens_max: None,
-        priority: 0,
-        cache_salt: client.cache_salt(None),
+        account: client.open(context.lane(), &model, 0, None)?,
         arrived,
     };
     let embedded = embed(&context, serving, job).await?;

@@ -25,13 +25,13 @@ pub async fn text_generation(
     Extension(client): Extension<Client>,
     request: Request,
 ) -> Result<Response, DashScopeError> {
-    Ok(generate(&context, client, request, ResultFormat::Message).await?)
+    Ok(generate(&context, &client, request, ResultFormat::Message).await?)
 }
 
 /// `format`: of messages.
 pub async fn generate(
     context: &Context,
-    client: Client,
+    client: &Client,
     request: Request,
     format: ResultFormat,
 ) -> Result<Response, ApiError> {

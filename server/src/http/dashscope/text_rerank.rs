@@ -38,7 +38,7 @@ pub async fn text_rerank(
     let arrived = Instant::now();
     let (serving, reranker) = context.reranker()?;
     let (envelope, reservation) = read_envelope(&context, &serving.model, request).await?;
-    let Envelope { mut input, parameters, ignored: outer, .. } = envelope;
+    let Envelope { model, mut input, parameters, ignored: outer } = envelope;
     let mut parameters = Fields::of_object(parameters);
     let query = match input.take(&QUERY) {
         None => return Err(RequestError::Missing { field: "input.query".into() }.into()),
@@ -55,8 +55,7 @@ pub async fn text_rerank(
         instruction,
         field: "input.documents",
         tokens_max: None,
-        priority: 0,
-        cache_salt: client.cache_salt(None),
+        account: client.open(context.lane(), &model, 0, None)?,
         arrived,
     };
     let judged = judge(&context, serving, reranker, job).await?;

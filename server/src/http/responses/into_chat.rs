@@ -1,7 +1,7 @@
 //! The body of a request to /v1/responses as that of a chat.
 
 use super::store::ResponseStore;
-use crate::http::auth::Client;
+use crate::http::auth::Identity;
 use crate::http::chat_completions::{MAX_COMPLETION_TOKENS, MESSAGES};
 use crate::http::constraint::RESPONSE_FORMAT;
 use crate::http::error::{RequestError, excerpt};
@@ -86,7 +86,7 @@ pub struct Asked {
 pub fn into_chat(
     fields: &mut Fields,
     store: &ResponseStore,
-    client: Client,
+    client: Identity,
 ) -> Result<Asked, RequestError> {
     let echo = echo(fields);
     let previous = fields.name(&PREVIOUS)?;

@@ -1,6 +1,6 @@
 //! Responses kept for later: to be read again, or to be gone on from.
 
-use super::super::auth::Client;
+use crate::http::auth::Identity;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -35,7 +35,7 @@ struct Inner {
 
 #[derive(Debug)]
 struct Entry {
-    client: Client,
+    client: Identity,
     kept: Kept,
     bytes: usize,
     age: u64,
@@ -44,7 +44,7 @@ struct Entry {
 }
 
 impl ResponseStore {
-    pub fn keep(&self, id: &str, client: Client, kept: Kept) {
+    pub fn keep(&self, id: &str, client: Identity, kept: Kept) {
         self.change(|inner| {
             let bytes = num_bytes(&kept);
             if bytes > RESPONSES_BYTES_MAX {
@@ -62,7 +62,7 @@ impl ResponseStore {
     }
 
     /// As `keep`, but only while the response is there: one that was deleted stays so.
-    pub fn update(&self, id: &str, client: Client, kept: Kept) {
+    pub fn update(&self, id: &str, client: Identity, kept: Kept) {
         if self.change(|inner| inner.own(id, client).is_some()) {
             self.keep(id, client, kept);
         }
@@ -77,12 +77,12 @@ impl ResponseStore {
         });
     }
 
-    pub fn get(&self, id: &str, client: Client) -> Option<Kept> {
+    pub fn get(&self, id: &str, client: Identity) -> Option<Kept> {
         self.change(|inner| Some(inner.own(id, client)?.kept.clone()))
     }
 
     /// Whether it was there. Work in the background ends.
-    pub fn delete(&self, id: &str, client: Client) -> bool {
+    pub fn delete(&self, id: &str, client: Identity) -> bool {
         self.change(|inner| {
             let Some(entry) = inner.own(id, client) else { return false };
             if let Some(work) = entry.work.take() {
@@ -98,7 +98,7 @@ impl ResponseStore {
     pub fn cancel(
         &self,
         id: &str,
-        client: Client,
+        client: Identity,
         change: impl FnOnce(&mut Value),
     ) -> Option<Value> {
         self.change(|inner| {
@@ -118,7 +118,7 @@ impl ResponseStore {
 }
 
 impl Inner {
-    fn own(&mut self, id: &str, client: Client) -> Option<&mut Entry> {
+    fn own(&mut self, id: &str, client: Identity) -> Option<&mut Entry> {
         self.entries.get_mut(id).filter(|entry| entry.client == client)
     }
 
@@ -149,10 +149,10 @@ mod tests {
     use axum::http::HeaderMap;
     use serde_json::json;
 
-    fn client(key: &str) -> Client {
+    fn client(key: &str) -> Identity {
         let mut headers = HeaderMap::new();
         headers.insert("x-api-key", key.parse().expect("a header"));
-        KeyRing::new(&["a".to_owned(), "b".to_owned()]).check(&headers).expect("a known key")
+        KeyRing::new(&["a".to_owned(), "b".to_owned()], &[]).check(&headers).expect("a known key").identity()
     }
 
     fn kept(bytes: usize) -> Kept {
