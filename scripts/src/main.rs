@@ -9,6 +9,7 @@ mod floor;
 mod fuzz;
 mod kernel_report;
 mod mpi;
+mod neighbours;
 mod overload;
 mod process;
 mod soak;
@@ -47,6 +48,8 @@ enum Chore {
     Overload(overload::Args),
     /// Measure what a batch job costs those who wait: the same load without and with one
     Beside(beside::Args),
+    /// Measure what a busy tenant costs a quiet one: the same load alone and beside it
+    Neighbours(neighbours::Args),
     /// Compare speed with llama.cpp's server on the same file, in turns
     Floor(floor::Args),
     /// Build the Virtual GPU, on which CUDA code runs without a GPU, and say how to use it
@@ -65,6 +68,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Soak(args) => soak::run(&args),
         Chore::Overload(args) => overload::run(&args),
         Chore::Beside(args) => beside::run(&args),
+        Chore::Neighbours(args) => neighbours::run(&args),
         Chore::Floor(args) => floor::run(&args),
         Chore::VirtualGpu(args) => virtual_gpu::run(&args),
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// served at once out of this credit; who has used it up gets their share.
 pub const CREDIT_STEPS: usize = 8;
 /// Whoever was there within this time is reckoned with: the steps of others stay short.
-pub const RECENT: Duration = Duration::from_secs(2);
+pub const RECENT: Duration = Duration::from_secs(10);
 /// Whoever was not there for so long starts anew.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 /// What a token counts at weight 1.
