@@ -1,5 +1,5 @@
-//! What a busy tenant costs another, in a simulated time: the engine itself, on a device whose steps
-//! take as long as a table says.
+//! What a busy tenant costs another, in a simulated time: the engine itself, on a device whose
+//! steps take as long as a table says.
 
 use models::TokenId;
 use server::engine::{

@@ -4,7 +4,9 @@
 use models::TokenId;
 use serde_json::{Value, json};
 use server::engine::PrefixCaching;
-use server::http::{Drained, HttpConfig, KeyRing, ROUTES, UnknownFields, WebPage, listen, public_routes};
+use server::http::{
+    Drained, HttpConfig, KeyRing, ROUTES, UnknownFields, WebPage, listen, public_routes,
+};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -846,7 +848,11 @@ fn requests_have_ids_and_unknown_fields_are_told() {
 fn every_route_but_the_public_ones_wants_a_key() {
     for web_page in [WebPage::Served, WebPage::Absent] {
         let api_keys = vec!["first-key".to_owned()];
-        let server = with_http(HttpConfig { keys: KeyRing::new(&api_keys, &[]), web_page, ..HttpConfig::default() });
+        let server = with_http(HttpConfig {
+            keys: KeyRing::new(&api_keys, &[]),
+            web_page,
+            ..HttpConfig::default()
+        });
         let public: Vec<&str> = public_routes(web_page).collect();
         let mut num_public = 0;
         for (method, path) in ROUTES {
@@ -898,7 +904,8 @@ fn web_page() {
 #[test]
 fn keys_are_compared_whole() {
     let api_keys = vec!["first-key".to_owned(), "second-key".to_owned()];
-    let server = with_http(HttpConfig { keys: KeyRing::new(&api_keys, &[]), ..HttpConfig::default() });
+    let server =
+        with_http(HttpConfig { keys: KeyRing::new(&api_keys, &[]), ..HttpConfig::default() });
     let get = |path: &str, authorization: &str| {
         server.send(format!("GET {path} HTTP/1.1\r\nhost: x\r\n{authorization}\r\n").as_bytes())
     };
@@ -923,7 +930,8 @@ fn keys_are_compared_whole() {
 
 #[test]
 fn caches_of_different_keys_are_apart() {
-    let http = HttpConfig { keys: KeyRing::new(&["a".into(), "b".into()], &[]), ..HttpConfig::default() };
+    let http =
+        HttpConfig { keys: KeyRing::new(&["a".into(), "b".into()], &[]), ..HttpConfig::default() };
     let prefix_caching = PrefixCaching::Enabled;
     let server = TestServer::start(Setup { http, prefix_caching, ..Setup::default() });
     let cached = |key: &str| {

@@ -477,7 +477,11 @@ fn random_config(random: &mut Random, overlap: Overlap) -> EngineConfig {
         max_num_seqs,
         max_num_batched_tokens: max_num_seqs + random.below(32) as usize,
         max_model_len,
-        double_cost_context: if random.one_in(2) { usize::MAX } else { random.between(1, 40) as usize },
+        double_cost_context: if random.one_in(2) {
+            usize::MAX
+        } else {
+            random.between(1, 40) as usize
+        },
         waiting_requests_max: usize::MAX,
         waiting_tokens_max: usize::MAX,
         policy: if random.one_in(2) { PolicyKind::Fcfs } else { PolicyKind::Priority },

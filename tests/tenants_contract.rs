@@ -29,6 +29,10 @@ fn as_client(key: &str, request: Vec<u8>) -> Vec<u8> {
     request.replacen("host: x", &with_key, 1).into_bytes()
 }
 
+fn get_bytes(key: &str, path: &str) -> Vec<u8> {
+    as_client(key, format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").into_bytes())
+}
+
 fn chat_bytes(key: &str, more: &Value) -> Vec<u8> {
     let mut body = json!({
         "messages": [{"role": "user", "content": "#say:yes#"}], "temperature": 0, "max_tokens": 8,
@@ -58,7 +62,7 @@ fn requests_a_minute_are_counted_for_each_tenant_alone() {
         assert_eq!(chat(&server, "many", json!({})).status, 200);
     }
     let rejected = "monsoon_requests_rejected_total{reason=\"rate_limit_exceeded\"}";
-    let metrics = server.send(&as_client("many", b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".into()));
+    let metrics = server.send(&get_bytes("many", "/metrics"));
     assert!(metrics.text().contains(&format!("{rejected} 1\n")), "{}", metrics.text());
 }
 
@@ -94,8 +98,7 @@ fn places_of_a_tenant_are_free_again_when_answers_end_or_are_left() {
     // Until it is there the other one may be let in first, and is held by the gate then.
     let running = "monsoon_num_requests_running";
     let metric = |name: &str| {
-        let request = as_client("a", b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".into());
-        let text = server.send(&request).text();
+        let text = server.send(&get_bytes("a", "/metrics")).text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.expect("the metric").parse::<f64>().expect("a number")
     };
@@ -130,13 +133,11 @@ fn models_and_priorities_are_refused_by_name() {
     let urgent = json!({"model": "org/tiny", "priority": -1});
     check_error(&chat(&server, "a", urgent.clone()), 400, "invalid_value", &["-1", "at least 0"]);
     assert_eq!(chat(&server, "b", urgent).status, 200);
-    let get = |key: &str, path: &str| {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
-        server.send(&as_client(key, request.into_bytes()))
-    };
+    let get = |key: &str, path: &str| server.send(&get_bytes(key, path));
     let names = |key: &str| get(key, "/v1/models").json()["data"].as_array().map(Vec::len);
     assert_eq!((names("a"), names("b")), (Some(1), Some(2)));
-    assert_eq!((get("a", "/v1/models/tiny").status, get("b", "/v1/models/tiny").status), (404, 200));
+    let statuses = ["a", "b"].map(|key| get(key, "/v1/models/tiny").status);
+    assert_eq!(statuses, [404, 200]);
     // The same in the words of the other protocols.
     let body = json!({"model": "tiny", "max_tokens": 4, "messages": [
         {"role": "user", "content": "x"},
@@ -164,7 +165,8 @@ fn every_key_of_a_tenant_is_the_same_tenant() {
 
 #[test]
 fn whoever_stays_in_the_ring_keeps_what_they_used() {
-    let limits = |count| TenantLimits { requests_per_minute: Some(count), ..TenantLimits::default() };
+    let limits =
+        |count| TenantLimits { requests_per_minute: Some(count), ..TenantLimits::default() };
     let keys = KeyRing::new(&[], &[tenant("a", limits(1)), tenant("b", limits(1))]);
     let http = HttpConfig { keys: keys.clone(), ..HttpConfig::default() };
     let server = TestServer::start(Setup { http, ..Setup::default() });
@@ -181,7 +183,8 @@ fn whoever_stays_in_the_ring_keeps_what_they_used() {
 fn write_file(path: &Path, names: &[&str]) {
     let mut text = String::new();
     for name in names {
-        let digest: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = Sha256::digest(name);
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         text += &format!("[[tenant]]\nname = \"{name}\"\nkeys = [\"sha256:{digest}\"]\n");
     }
     std::fs::write(path, text).expect("a file");
@@ -202,8 +205,7 @@ fn the_program_reads_its_tenants_again_on_hangup() {
     let program = Program::start(&mut command);
     let status = |key: &str| {
         let mut stream = program.connect();
-        let request = as_client(key, b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n".into());
-        stream.write_all(&request).expect("it reads");
+        stream.write_all(&get_bytes(key, "/v1/models")).expect("it reads");
         Answer::read(&mut stream).status
     };
     let eventually = |key: &str, expected: u16| {

@@ -1,5 +1,5 @@
-//! `cargo xtask neighbours`: what a busy tenant costs a quiet one: the quiet one's load alone, beside
-//! long prompts, and beside a full queue, in turns.
+//! `cargo xtask neighbours`: what a busy tenant costs a quiet one: the quiet one's load alone,
+//! beside long prompts, and beside a full queue, in turns.
 
 use crate::process::{self, Server, release_binary};
 use anyhow::{Context, Result, ensure};
@@ -130,9 +130,12 @@ fn beside(
 
 fn bench(binary: &Path, server: &Server, key: &str, input: usize, output: usize) -> Command {
     let mut command = Command::new(binary);
-    command
-        .args(["bench", "--url", &server.url, "--api-key", key])
-        .args(["--input-len", &input.to_string(), "--output-len", &output.to_string()]);
+    command.args(["bench", "--url", &server.url, "--api-key", key]).args([
+        "--input-len",
+        &input.to_string(),
+        "--output-len",
+        &output.to_string(),
+    ]);
     command
 }
 
@@ -152,9 +155,9 @@ fn keep_busy(
 }
 
 fn median(reports: &[Value], percentile: &str) -> Result<f64> {
-    let values = reports.iter().map(|report| {
-        report["latencies"]["ttft_ms"][percentile].as_f64().context("a percentile")
-    });
+    let values = reports
+        .iter()
+        .map(|report| report["latencies"]["ttft_ms"][percentile].as_f64().context("a percentile"));
     let mut values = values.collect::<Result<Vec<f64>>>()?;
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().context("a turn")

@@ -13,7 +13,6 @@ pub mod tenants;
 #[cfg(test)]
 mod tests;
 
-use crate::http::TenantSpec;
 use crate::hub::{Access, HubConfig, HubOptions};
 use crate::ranks::CudaGraphs;
 use args::{BenchArgs, ChatArgs, Cli, CommandArgs, HubArgs, ServeArgs};
@@ -30,6 +29,7 @@ pub use args::{
     OverlapChoice, ReasoningParser, SchedulingPolicy, TaskChoice, ToolCallParser,
 };
 pub use jobs::{BatchConfig, JobsFolder, JobsSlice};
+pub use tenants::TenantsConfig;
 
 /// Most API keys one server checks; each costs one comparison a request.
 pub const API_KEYS_MAX: usize = 1024;
@@ -94,14 +94,6 @@ pub struct ListenConfig {
     pub drain_timeout: Duration,
     pub unknown_fields: UnknownFieldsChoice,
     pub web_page: WebPageChoice,
-}
-
-/// Those who may ask for something, beside whoever has one of the `api_keys`.
-#[derive(Debug, Clone)]
-pub struct TenantsConfig {
-    /// Is read again on SIGHUP.
-    pub path: PathBuf,
-    pub specs: Vec<TenantSpec>,
 }
 
 #[derive(Debug, Clone)]
@@ -313,7 +305,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
             host: args.host,
             port: args.port,
             api_keys: check_api_keys(args.api_key, args.api_key_file.as_deref())?,
-            tenants: args.tenants.map(tenants_config).transpose()?,
+            tenants: args.tenants.map(TenantsConfig::read).transpose()?,
             body_bytes_max: args.max_body_bytes as usize,
             drain_timeout: Duration::from_secs(args.drain_timeout),
             unknown_fields: match args.strict_fields {
@@ -349,10 +341,6 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
         hub: check_hub(args.hub, env)?,
         log: LogConfig { level: args.log_level, format: args.log_format },
     })
-}
-
-fn tenants_config(path: PathBuf) -> Result<TenantsConfig, ConfigError> {
-    Ok(TenantsConfig { specs: tenants::read_tenants(&path)?, path })
 }
 
 fn check_device(args: &ServeArgs) -> Result<(), ConfigError> {

@@ -50,11 +50,10 @@ pub async fn run(config: ServeConfig, others: Option<Others>) -> Result<(), Comm
     let http_config = http_config(&config);
     let _reloading = keys::reload_on_hangup(&config.listen, http_config.keys.clone())
         .map_err(|source| StartupError::Io { path: "signal handlers".into(), source })?;
-    let mut http =
-        tokio::spawn(http::serve(listener, http_config, state.clone(), async {
-            // An error means that the sender is gone, which also ends serving.
-            let _ = stopped.await;
-        }));
+    let mut http = tokio::spawn(http::serve(listener, http_config, state.clone(), async {
+        // An error means that the sender is gone, which also ends serving.
+        let _ = stopped.await;
+    }));
     let is_leader = others.is_some();
     let loaded = tokio::select! {
         loaded = load_on_thread(config.clone(), others) => loaded?,

@@ -61,7 +61,8 @@ pub struct ServeArgs {
     /// File with one API key per line; empty lines and lines beginning with # are skipped
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
-    /// TOML file of tenants, each with its keys (as SHA-256), weight and limits; read again on SIGHUP
+    /// TOML file of tenants, each with its keys (as SHA-256), weight and limits; read again on
+    /// SIGHUP
     #[arg(long, value_name = "FILE")]
     pub tenants: Option<PathBuf>,
     /// Longest prompt plus answer, in tokens [default: the model's own, or what the KV cache holds]

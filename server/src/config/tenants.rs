@@ -4,13 +4,28 @@ use super::{API_KEYS_MAX, ConfigError, read_flag_file};
 use crate::http::{TenantLimits, TenantSpec, WEIGHT_MAX};
 use serde::Deserialize;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Longest name of a tenant, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 /// Most names of models that one tenant may be given.
 const MODELS_MAX: usize = 64;
 const DIGEST_PREFIX: &str = "sha256:";
+
+/// Those who may ask for something, beside whoever has one of the API keys.
+#[derive(Debug, Clone)]
+pub struct TenantsConfig {
+    /// Is read again on SIGHUP.
+    pub path: PathBuf,
+    pub specs: Vec<TenantSpec>,
+}
+
+impl TenantsConfig {
+    /// Errors: as `read_tenants`.
+    pub fn read(path: PathBuf) -> Result<Self, ConfigError> {
+        Ok(Self { specs: read_tenants(&path)?, path })
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

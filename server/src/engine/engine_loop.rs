@@ -222,8 +222,7 @@ fn take_in<R: Runner>(
     for submission in intake.submissions {
         let prompt_len = submission.request.prompt.len();
         let Request { lane, tenant, .. } = submission.request;
-        let client =
-            Client { events: submission.events, lane, tenant: tenant.id, prompt_len };
+        let client = Client { events: submission.events, lane, tenant: tenant.id, prompt_len };
         clients.insert(submission.id, client);
         engine.submit(submission.id, submission.request, submission.arrival);
     }

@@ -28,8 +28,8 @@ pub fn public_routes(page: WebPage) -> impl Iterator<Item = &'static str> {
     PUBLIC_ROUTES.iter().copied().filter(is_there)
 }
 
-/// Who may ask for something, by their keys; replaced as a whole while requests go on. A clone is the
-/// same ring.
+/// Who may ask for something, by their keys; replaced as a whole while requests go on. A clone is
+/// the same ring.
 #[derive(Clone, Default)]
 pub struct KeyRing {
     current: Arc<RwLock<Arc<Ring>>>,

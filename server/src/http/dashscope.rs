@@ -91,7 +91,9 @@ pub fn respond_error(error: &ApiError) -> Response {
 fn error_body(error: &ApiError, id: &RequestId) -> Value {
     let code = match (error, error.status().as_u16()) {
         (ApiError::Request(RequestError::UnknownModel { .. }), _) => "ModelNotFound",
-        (ApiError::Limit { limit: LimitReached::Tokens { .. }, .. }, _) => "Throttling.AllocationQuota",
+        (ApiError::Limit { limit: LimitReached::Tokens { .. }, .. }, _) => {
+            "Throttling.AllocationQuota"
+        }
         (_, 401) => "InvalidApiKey",
         (_, 403) => "Model.AccessDenied",
         (_, 404) => "NotFound",

@@ -8,8 +8,8 @@ use super::limits::{HttpConfig, INSTRUCTION_BYTES_MAX};
 use super::pooling::{self, COMMON_FIELDS, Common};
 use super::sampling::read_token_id;
 use super::state::{Context, ServedModel, Serving};
-use super::tenants::Account;
 use super::task::Embedder;
+use super::tenants::Account;
 use super::unknown::IgnoredFields;
 use super::unsupported::{check_embeddings, embedding_names};
 use crate::engine::{Pooled, Pooling};
@@ -178,11 +178,9 @@ pub async fn embed(
     serving: &Serving,
     job: EmbedJob,
 ) -> Result<Embedded, ApiError> {
-    let EmbedJob { texts, frame, dimensions, field, tokens_max, account, arrived } =
-        job;
+    let EmbedJob { texts, frame, dimensions, field, tokens_max, account, arrived } = job;
     let pooling = Pooling::Hidden;
-    let job =
-        pooling::Job { texts, frame, pooling, field, tokens_max, account, arrived };
+    let job = pooling::Job { texts, frame, pooling, field, tokens_max, account, arrived };
     let answers = pooling::run(context, serving, job).await?;
     let mut vectors = Vec::with_capacity(answers.pooled.len());
     for pooled in answers.pooled {

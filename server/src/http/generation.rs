@@ -8,8 +8,7 @@ use super::state::{Context, Serving};
 use super::tenants::Account;
 use super::wire::Usage;
 use crate::engine::{
-    Admission, ConstraintSource, EngineHandle, Request, SamplingParams, TokenLogprobs,
-    TokenStream,
+    Admission, ConstraintSource, EngineHandle, Request, SamplingParams, TokenLogprobs, TokenStream,
 };
 use crate::text::{AnswerFormat, Constraint, Part, TextError};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
@@ -226,8 +225,7 @@ pub fn admit(
     prompt_tokens_estimate: usize,
 ) -> Result<Admission, ApiError> {
     let (tenant, lane) = (account.tenant, context.lane());
-    let admitted =
-        serving.engine.admit_for(tenant, lane, num_sequences, prompt_tokens_estimate);
+    let admitted = serving.engine.admit_for(tenant, lane, num_sequences, prompt_tokens_estimate);
     admitted.map_err(|reason| {
         let retry_after_s = context.retry_after_s();
         ApiError::Busy { reason, retry_after_s }

@@ -3,8 +3,8 @@
 use super::auth::Client;
 use super::error::{ApiError, RequestError, excerpt};
 use super::state::{Context, ServedModel};
-use axum::{Extension, Json};
 use axum::extract::{Path, State};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 /// The names that the client may use.

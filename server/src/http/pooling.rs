@@ -7,9 +7,7 @@ use super::generation::{admit, estimate_tokens, text_error};
 use super::sampling::{CACHE_SALT, MODEL, PRIORITY, USER, read_model};
 use super::state::{Context, ServedModel, Serving};
 use super::tenants::Account;
-use crate::engine::{
-    Admission, Event, Pooled, Pooling, Request, SamplingParams, TokenStream,
-};
+use crate::engine::{Admission, Event, Pooled, Pooling, Request, SamplingParams, TokenStream};
 use crate::metrics::SequenceTimer;
 use crate::text::{Frame, FramedText, TextError};
 use models::TokenId;

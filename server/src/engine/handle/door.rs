@@ -35,10 +35,8 @@ impl Waiting {
 
     /// The tenant's reservations, and the most they may become now.
     fn share(&self, tenant: Tenant, config: &EngineConfig) -> (Places, Places) {
-        let all = Places {
-            requests: config.waiting_requests_max,
-            tokens: config.waiting_tokens_max,
-        };
+        let all =
+            Places { requests: config.waiting_requests_max, tokens: config.waiting_tokens_max };
         let kept = kept_for(tenant, all);
         let mut most = Places {
             requests: kept.requests + all.requests - all.requests / 2,
@@ -79,10 +77,8 @@ impl Waiting {
     }
 
     fn set(&mut self, tenant: Tenant, config: &EngineConfig, reserved: Places) {
-        let all = Places {
-            requests: config.waiting_requests_max,
-            tokens: config.waiting_tokens_max,
-        };
+        let all =
+            Places { requests: config.waiting_requests_max, tokens: config.waiting_tokens_max };
         self.tenants.insert(tenant.id, Share { reserved, kept: kept_for(tenant, all) });
     }
 

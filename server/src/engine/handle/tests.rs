@@ -199,9 +199,8 @@ fn places_are_reserved_all_or_none() {
 fn no_tenant_can_take_the_places_that_are_kept_for_another() {
     let (handle, _thread, _permits) = start_engine();
     let tenant = |id, weight| Tenant { id: TenantId(id), weight, weights: 2 };
-    let admit = |id, places, tokens| {
-        handle.admit_for(tenant(id, 1), Lane::Interactive, places, tokens)
-    };
+    let admit =
+        |id, places, tokens| handle.admit_for(tenant(id, 1), Lane::Interactive, places, tokens);
     // One of the four places is kept for each, and ten of the 40 tokens.
     let of_first = admit(1, 3, 30).expect("its own place, and two for whoever comes first");
     let full = Rejected::QueueFull { waiting: 3, waiting_max: 3 };

@@ -59,9 +59,8 @@ impl FairShare {
 
     /// Forgets who has not been there for long.
     pub fn forget(&mut self, now: Instant) {
-        let is_known = |account: &mut Account| {
-            now.saturating_duration_since(account.last_seen) < FORGOTTEN
-        };
+        let is_known =
+            |account: &mut Account| now.saturating_duration_since(account.last_seen) < FORGOTTEN;
         self.accounts.retain(|_, account| is_known(account));
     }
 

@@ -102,7 +102,8 @@ impl Scheduler {
         let weights: u64 = turns.iter().map(|turn| u64::from(turn.tenant.weight.max(1))).sum();
         for turn in turns.iter_mut() {
             let weight = u64::from(turn.tenant.weight.max(1));
-            let part = |all: usize| (all as u128 * u128::from(weight) / u128::from(weights)) as usize;
+            let part =
+                |all: usize| (all as u128 * u128::from(weight) / u128::from(weights)) as usize;
             turn.due.seqs = part(self.config.max_num_seqs).max(1);
             turn.due.blocks = part(self.config.num_blocks);
         }

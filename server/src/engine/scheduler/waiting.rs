@@ -69,8 +69,7 @@ impl Waiting {
     /// Asserts what holds between calls; for tests.
     pub fn assert_sorted(&self, policy: &dyn Policy) {
         for queue in self.queues.values() {
-            let is_before =
-                |a: &Sequence, b: &Sequence| policy.compare(a, b) == Ordering::Less;
+            let is_before = |a: &Sequence, b: &Sequence| policy.compare(a, b) == Ordering::Less;
             assert!(queue.iter().is_sorted_by(|a, b| is_before(a, b)), "queues are in order");
             assert!(!queue.is_empty(), "no empty queue is kept");
         }

@@ -152,7 +152,10 @@ mod tests {
     fn client(key: &str) -> Identity {
         let mut headers = HeaderMap::new();
         headers.insert("x-api-key", key.parse().expect("a header"));
-        KeyRing::new(&["a".to_owned(), "b".to_owned()], &[]).check(&headers).expect("a known key").identity()
+        KeyRing::new(&["a".to_owned(), "b".to_owned()], &[])
+            .check(&headers)
+            .expect("a known key")
+            .identity()
     }
 
     fn kept(bytes: usize) -> Kept {
