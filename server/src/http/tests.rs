@@ -570,7 +570,7 @@ fn fields_of_other_apis_are_described() {
     let mut response = parse(&json!({"input": "x"}));
     let client = KeyRing::default().check(&HeaderMap::new()).expect("no keys are set");
     let store = ResponseStore::default();
-    assert!(responses::into_chat::into_chat(&mut response, &store, client).is_ok());
+    assert!(responses::into_chat::into_chat(&mut response, &store, client.identity()).is_ok());
     for (fields, described) in
         [(message, anthropic::into_chat::FIELDS), (response, responses::into_chat::FIELDS)]
     {

@@ -405,9 +405,12 @@ fn in_a_burst_each_request_is_answered_or_rejected() {
 #[test]
 fn the_lanes_have_places_of_their_own() {
     let (handle, _thread, _permits) = start_engine();
-    let background = handle.admit_in(Lane::Background, 4, 40).unwrap();
+    let background = handle.admit_for(Tenant::default(), Lane::Background, 4, 40).unwrap();
     let full = Rejected::QueueFull { waiting: 4, waiting_max: 4 };
-    assert_eq!(handle.admit_in(Lane::Background, 1, 0).err(), Some(full.clone()));
+    assert_eq!(
+        handle.admit_for(Tenant::default(), Lane::Background, 1, 0).err(),
+        Some(full.clone())
+    );
     let interactive = handle.admit(4, 40).unwrap();
     assert_eq!(handle.admit(1, 0).err(), Some(full));
     assert_eq!((handle.stats().waiting, handle.stats().waiting_tokens), (8, 80));

@@ -16,7 +16,7 @@ const FORGOTTEN: Duration = Duration::from_secs(60);
 const TOKEN: u64 = 1 << 20;
 
 /// The sequences of one tenant in one lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Flow {
     pub lane: Lane,
     pub tenant: TenantId,
