@@ -28,12 +28,16 @@ pub struct FairShare {
     accounts: BTreeMap<Flow, Account>,
     /// What the one has had that has had most, in each lane.
     most: [u64; 2],
+    /// Of `begin`.
+    round: u64,
 }
 
 struct Account {
     had: u64,
     weight: u64,
     last_seen: Instant,
+    /// The round in which it was seen last.
+    round: u64,
 }
 
 impl Account {
@@ -46,22 +50,24 @@ impl FairShare {
     /// `step_tokens`: most tokens of a step.
     pub fn new(step_tokens: usize) -> Self {
         let credit_tokens = step_tokens.saturating_mul(CREDIT_STEPS).min(1 << 32) as u64;
-        Self { credit_tokens, accounts: BTreeMap::new(), most: [0; 2] }
+        Self { credit_tokens, accounts: BTreeMap::new(), most: [0; 2], round: 0 }
     }
 
-    /// The flow has something to compute, or has ended it just now.
-    pub fn see(&mut self, flow: Flow, tenant: Tenant, now: Instant) {
-        let weight = u64::from(tenant.weight.max(1));
-        let account =
-            self.accounts.entry(flow).or_insert(Account { had: 0, weight, last_seen: now });
-        (account.weight, account.last_seen) = (weight, now);
-    }
-
-    /// Forgets who has not been there for long.
-    pub fn forget(&mut self, now: Instant) {
+    /// From now on nobody has been seen in this round. Forgets who has not been there for long.
+    pub fn begin(&mut self, now: Instant) {
+        self.round += 1;
         let is_known =
             |account: &mut Account| now.saturating_duration_since(account.last_seen) < FORGOTTEN;
         self.accounts.retain(|_, account| is_known(account));
+    }
+
+    /// The flow has something to compute in this round.
+    pub fn see(&mut self, flow: Flow, tenant: Tenant, now: Instant) {
+        let weight = u64::from(tenant.weight.max(1));
+        let round = self.round;
+        let new = Account { had: 0, weight, last_seen: now, round };
+        let account = self.accounts.entry(flow).or_insert(new);
+        (account.weight, account.last_seen, account.round) = (weight, now, round);
     }
 
     /// So many tokens of the flow, which was seen, are computed.
@@ -79,10 +85,12 @@ impl FairShare {
         a.lane.cmp(&b.lane).then_with(had).then(a.tenant.cmp(&b.tenant))
     }
 
-    /// Whether another flow of the lane was there lately that would go before this one.
-    pub fn follows_another(&self, flow: Flow, now: Instant) -> bool {
+    /// Whether another flow of the lane, which has nothing to compute in this round, was there
+    /// lately and would go before this one.
+    pub fn follows_absent(&self, flow: Flow, now: Instant) -> bool {
         let goes_before = |(&other, account): (&Flow, &Account)| {
             other.lane == flow.lane
+                && account.round != self.round
                 && account.is_recent(now)
                 && self.compare(other, flow) == Ordering::Less
         };

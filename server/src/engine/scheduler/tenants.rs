@@ -68,10 +68,10 @@ impl Scheduler {
         }
         turns.sort_by_key(|turn| turn.flow);
         turns.dedup_by_key(|turn| turn.flow);
+        self.fair.begin(now);
         for turn in &turns {
             self.fair.see(turn.flow, turn.tenant, now);
         }
-        self.fair.forget(now);
         self.share_out(&mut turns);
         turns.sort_by(|a, b| {
             let by_lane = a.flow.lane.cmp(&b.flow.lane);
@@ -118,7 +118,7 @@ impl Scheduler {
     pub(super) fn is_later(&self, turn: usize, now: Instant) -> Later {
         let flow = self.turns[turn].flow;
         let has_other_before = turn > 0 && self.turns[turn - 1].flow.lane == flow.lane;
-        match has_other_before || self.fair.follows_another(flow, now) {
+        match has_other_before || self.fair.follows_absent(flow, now) {
             true => Later::Yes,
             false => Later::No,
         }

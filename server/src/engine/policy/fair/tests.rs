@@ -113,10 +113,13 @@ fn lanes_are_told_apart() {
 fn who_was_there_lately_is_reckoned_with() {
     let mut bench = Bench::new(&[1, 1]);
     bench.serve(1, 1);
-    let ago = |time: Duration| bench.now + time;
-    assert!(bench.fair.follows_another(flow(0), ago(RECENT / 2)));
-    assert!(!bench.fair.follows_another(flow(1), ago(RECENT / 2)));
-    assert!(!bench.fair.follows_another(flow(0), ago(RECENT)));
+    let later = |time: Duration| bench.now + time;
+    assert!(!bench.fair.follows_absent(flow(0), later(RECENT / 2)), "the other one is there");
+    bench.fair.begin(bench.now);
+    bench.fair.see(flow(0), Tenant::default(), bench.now);
+    assert!(bench.fair.follows_absent(flow(0), later(RECENT / 2)));
+    assert!(!bench.fair.follows_absent(flow(1), later(RECENT / 2)));
+    assert!(!bench.fair.follows_absent(flow(0), later(RECENT)));
 }
 
 #[test]
@@ -125,7 +128,7 @@ fn who_is_forgotten_starts_anew() {
     bench.serve(1, 100);
     bench.now += FORGOTTEN;
     bench.see(1, 1);
-    bench.fair.forget(bench.now);
+    bench.fair.begin(bench.now);
     assert_eq!(bench.fair.accounts.len(), 1);
     bench.see(0, 1);
     bench.fair.charge(flow(1), 1);

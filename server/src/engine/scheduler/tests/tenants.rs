@@ -155,7 +155,8 @@ fn who_lacks_blocks_is_passed_by_other_tenants_for_a_while_only() {
     while bench.num_tokens(0) == 0 {
         bench.step();
     }
-    let large = bench.add(of(2, request(prompt(2, 160), 1)));
+    // More than their share of 42 blocks.
+    let large = bench.add(of(2, request(prompt(2, 200), 1)));
     let mut num_passed = 0;
     for number in 0..200 {
         let small = bench.add(of(3, request(prompt(10 + number, 2), 1)));
