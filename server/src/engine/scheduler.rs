@@ -219,10 +219,12 @@ impl Scheduler {
 
     /// What running sequences compute in the step being planned, put to their tenants' accounts.
     fn plan(&mut self) -> Plan {
+        let double = self.config.double_cost_context;
         let mut chunks = Vec::new();
         for sequence in &mut self.running {
             if let Some(chunk) = sequence.chunk(self.step, chunks.len()) {
-                self.fair.charge(sequence.flow(), chunk.num_tokens());
+                let cost = room::cost_of(chunk.num_tokens(), chunk.start, double);
+                self.fair.charge(sequence.flow(), cost);
                 chunks.push(chunk);
             }
         }

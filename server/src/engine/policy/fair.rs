@@ -22,7 +22,7 @@ pub struct Flow {
     pub tenant: TenantId,
 }
 
-/// What each flow has had: computed tokens, divided by the tenant's weight.
+/// What each flow has had: what its computed tokens cost, divided by the tenant's weight.
 pub struct FairShare {
     credit_tokens: u64,
     accounts: BTreeMap<Flow, Account>,
@@ -70,11 +70,12 @@ impl FairShare {
         (account.weight, account.last_seen, account.round) = (weight, now, round);
     }
 
-    /// So many tokens of the flow, which was seen, are computed.
-    pub fn charge(&mut self, flow: Flow, num_tokens: usize) {
+    /// Tokens of the flow, which was seen, are computed; `cost` counts one for each, and more for
+    /// those that take longer.
+    pub fn charge(&mut self, flow: Flow, cost: usize) {
         let had = self.had(flow);
         let account = self.accounts.get_mut(&flow).expect("a flow is seen before it is charged");
-        account.had = had.saturating_add(num_tokens as u64 * TOKEN / account.weight);
+        account.had = had.saturating_add((cost as u64).saturating_mul(TOKEN) / account.weight);
         let most = &mut self.most[flow.lane as usize];
         *most = (*most).max(account.had);
     }

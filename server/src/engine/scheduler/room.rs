@@ -79,15 +79,18 @@ pub fn later_part_of(tokens_max: usize) -> usize {
     tokens_max.div_ceil(LATER_PARTS)
 }
 
+/// What tokens behind `context` others count, where one behind `double` counts as two.
+pub fn cost_of(num_tokens: usize, context: usize, double: usize) -> usize {
+    let attended = num_tokens as u128 * context as u128 / double.max(1) as u128;
+    num_tokens.saturating_add(attended.min(usize::MAX as u128) as usize)
+}
+
 /// How many of `num_wanted` tokens behind `context` others cost no more than `most`, at least one,
 /// and what they cost.
 fn within(most: usize, num_wanted: usize, context: usize, double: usize) -> (usize, usize) {
-    let cost_of = |num_tokens: usize| {
-        let attended = num_tokens as u128 * context as u128 / double.max(1) as u128;
-        num_tokens.saturating_add(attended.min(usize::MAX as u128) as usize)
-    };
-    if cost_of(num_wanted) <= most {
-        return (num_wanted, cost_of(num_wanted));
+    let cost = cost_of(num_wanted, context, double);
+    if cost <= most {
+        return (num_wanted, cost);
     }
     let share = most as u128 * double as u128 / (double as u128 + context as u128);
     // What is left would not do for one more.
