@@ -23,8 +23,10 @@ pub struct ByteStore {
 }
 
 /// A file on its way into the store; it is there when `finish` has returned, and not before.
+/// Dropped without that, it leaves nothing behind.
 pub struct ByteWriter {
-    writer: BufWriter,
+    /// Taken when it has ended.
+    writer: Option<BufWriter>,
     bytes: u64,
 }
 
@@ -85,7 +87,7 @@ impl ByteStore {
     pub fn write(&self, id: &str) -> ByteWriter {
         let store = Arc::clone(&self.store);
         let writer = BufWriter::with_capacity(store, self.path(id), PART_BYTES);
-        ByteWriter { writer: writer.with_max_concurrency(PARTS_AT_ONCE), bytes: 0 }
+        ByteWriter { writer: Some(writer.with_max_concurrency(PARTS_AT_ONCE)), bytes: 0 }
     }
 
     /// Errors: `Gone` where there is no such file.
@@ -125,7 +127,7 @@ fn remove_pieces(folder: &std::path::Path) -> std::io::Result<()> {
 impl ByteWriter {
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), JobsError> {
         self.bytes += bytes.len() as u64;
-        Ok(self.writer.put(bytes).await?)
+        Ok(self.writer().put(bytes).await?)
     }
 
     pub fn bytes(&self) -> u64 {
@@ -134,15 +136,38 @@ impl ByteWriter {
 
     /// Returns how many bytes the file has.
     pub async fn finish(mut self) -> Result<u64, JobsError> {
-        let done = self.writer.shutdown().await;
+        // One that fails here gives up what it had sent.
+        let mut writer = self.writer.take().expect("it is taken at the end alone");
+        let done = writer.shutdown().await;
         done.map_err(|source| JobsError::Io { path: "file store".into(), source })?;
         Ok(self.bytes)
     }
 
     /// Nothing of it stays.
     pub async fn abort(mut self) {
-        if let Err(error) = self.writer.abort().await {
-            tracing::debug!(%error, "an upload was not taken back");
+        if let Some(writer) = self.writer.take() {
+            abort(writer).await;
         }
+    }
+
+    fn writer(&mut self) -> &mut BufWriter {
+        self.writer.as_mut().expect("it is taken at the end alone")
+    }
+}
+
+impl Drop for ByteWriter {
+    fn drop(&mut self) {
+        let Some(writer) = self.writer.take() else { return };
+        // Without a runtime the process is about to end; what a local folder then holds of it goes
+        // at the next start.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(abort(writer));
+        }
+    }
+}
+
+async fn abort(mut writer: BufWriter) {
+    if let Err(error) = writer.abort().await {
+        tracing::debug!(%error, "an upload was not taken back");
     }
 }
