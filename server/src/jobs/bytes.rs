@@ -77,8 +77,12 @@ impl ByteStore {
             let name = name.into_string().ok()?.to_ascii_lowercase();
             Some((name, value.into_string().ok()?))
         });
-        let variables = variables.filter(|(name, _)| name.starts_with("aws_"));
-        let opened = object_store::parse_url_opts(&parsed, variables);
+        // Files are deleted one by one, for which every such store has a call.
+        let options = [("aws_disable_bulk_delete".to_owned(), "true".to_owned())];
+        let options =
+            options.into_iter().chain(variables.filter(|(name, _)| name.starts_with("aws_")));
+        choose_ciphers();
+        let opened = object_store::parse_url_opts(&parsed, options);
         let (store, prefix) = opened.map_err(|error| failed(error.to_string()))?;
         Ok(ByteStore { store: Arc::from(store), prefix })
     }
@@ -111,6 +115,16 @@ impl ByteStore {
         self.prefix.clone().join(id)
     }
 }
+
+/// The store's requests are encrypted as the process says.
+#[cfg(feature = "s3")]
+fn choose_ciphers() {
+    // Whoever chose before has chosen for all.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+#[cfg(not(feature = "s3"))]
+fn choose_ciphers() {}
 
 /// What a process had written of files when it ended: the store marks it with a `#`. Nobody else
 /// writes into a folder of our own.
