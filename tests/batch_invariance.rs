@@ -212,19 +212,7 @@ fn engine_config(
     prefix_caching: PrefixCaching,
     overlap: Overlap,
 ) -> EngineConfig {
-    EngineConfig {
-        block_size: limits.block_size,
-        num_blocks: limits.num_blocks,
-        max_num_seqs: limits.max_num_seqs,
-        max_num_batched_tokens: limits.max_num_batched_tokens,
-        max_model_len: tests::serving::MODEL_LEN_MAX,
-        double_cost_context: usize::MAX,
-        waiting_requests_max: 1000,
-        waiting_tokens_max: 1_000_000,
-        policy,
-        prefix_caching,
-        overlap,
-    }
+    EngineConfig { policy, prefix_caching, overlap, ..limits.engine_config() }
 }
 
 fn run_alone(backend: &Backend, path: &Path, requests: &[Request]) -> Vec<Outcome> {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use server::http::{Embedder, HttpConfig, KeyRing, Reranker, Task};
-use tests::http::{Answer, HIDDEN_SIZE, NO, Setup, TestServer, YES};
+use tests::http::{Answer, HIDDEN_SIZE, NO, Setup, TestServer, YES, tiny_text_stage};
 
 const GENERATION: &str = "/api/v1/services/aigc/text-generation/generation";
 const MULTIMODAL: &str = "/api/v1/services/aigc/multimodal-generation/generation";
@@ -298,6 +298,59 @@ fn errors_have_dashscopes_shape_and_codes() {
     let full = post(&TestServer::start(setup), GENERATION, "", &body("x", json!({"n": 2})));
     check_error(&full, 429, "Throttling.RateQuota", &["waiting"]);
     assert!(full.header("retry-after").is_some());
+}
+
+/// A stream of two pieces and an error, checked to the byte.
+#[track_caller]
+fn check_broken_off(answer: &Answer, pieces: [&str; 2], status: u16, code: &str, message: &str) {
+    assert_eq!(answer.status, 200, "it had begun: {}", answer.text());
+    let id = answer.header("x-request-id").expect("an id");
+    let text = answer.text();
+    let events: Vec<&str> = text.split_inclusive("\n\n").collect();
+    assert_eq!(events.len(), 3, "{text}");
+    for (index, piece) in pieces.iter().enumerate() {
+        let head = format!("id:{}\nevent:result\n:HTTP_STATUS/200\ndata:{{", index + 1);
+        let rest = events[index].strip_prefix(&head).unwrap_or_else(|| panic!("{text}"));
+        assert!(rest.contains(&format!("\"content\":\"{piece}\"")), "{text}");
+    }
+    let data = format!("{{\"code\":\"{code}\",\"message\":\"{message}\",\"request_id\":\"{id}\"}}");
+    assert_eq!(events[2], format!("id:3\nevent:error\nstatus:{status}\ndata:{data}\n\n"));
+}
+
+#[test]
+fn an_answer_that_cannot_go_on_ends_with_an_error() {
+    let server = start();
+    let text = tiny_text_stage();
+    let a = (0..1000).find(|id| text.token_bytes(models::TokenId(*id)) == *b"a").expect("a");
+    // After two tokens nothing is left that both allow.
+    let parameters = json!({
+        "guided_regex": "aab", "allowed_token_ids": [a], "incremental_output": true,
+        "enable_thinking": false,
+    });
+    let asked = body("#say:aab#", parameters);
+    let streamed = stream(&server, GENERATION, &asked);
+    let whole = post(&server, GENERATION, "", &asked);
+    check_error(&whole, 400, "InvalidParameter", &["cannot be constrained further"]);
+    let message = whole.json()["message"].as_str().expect("text").to_owned();
+    check_broken_off(&streamed, ["a", "a"], 400, "InvalidParameter", &message);
+    // The others go on.
+    assert_eq!(post(&server, GENERATION, "", &body("#say:b#", json!({}))).status, 200);
+}
+
+#[test]
+fn a_lost_device_ends_streams_and_answers_with_an_error() {
+    let asked = body("#say:abc#", json!({"incremental_output": true}));
+    let message = "the compute device was lost: rank 0 failed: unplugged";
+    let server = start();
+    server.gate.lose_after(2);
+    let streamed = stream(&server, GENERATION, &asked);
+    check_broken_off(&streamed, ["a", "b"], 503, "ServiceUnavailable", message);
+    let late = stream(&server, GENERATION, &asked);
+    check_error(&late, 503, "ServiceUnavailable", &["stopped"]);
+    let server = start();
+    server.gate.lose_after(2);
+    let whole = post(&server, GENERATION, "", &asked);
+    check_error(&whole, 503, "ServiceUnavailable", &[message]);
 }
 
 #[test]

@@ -4,11 +4,11 @@
 use kernels::Backend;
 use models::TokenId;
 use serde_json::Value;
-use server::engine::{EngineConfig, Overlap, PolicyKind, PrefixCaching, Request, SamplingParams};
+use server::engine::{Request, SamplingParams};
 use std::path::Path;
 use tests::observed::{Arrivals, run_engine};
 use tests::random::Random;
-use tests::serving::{Limits, MODEL_LEN_MAX, TINY_VOCAB, start_group, tiny_checkpoint};
+use tests::serving::{Limits, TINY_VOCAB, start_group, tiny_checkpoint};
 
 /// The smallest step from the best logit to the next one that rounding cannot turn around.
 const MARGIN_MIN: f64 = 0.01;
@@ -36,7 +36,7 @@ fn check_batch(path: &Path) {
         Limits { num_blocks: 64, block_size: 16, max_num_seqs: 8, max_num_batched_tokens: 48 };
     let group = start_group(&Backend::Reference, path, limits, TINY_VOCAB);
     let (outcomes, _, observed) =
-        run_engine(config(limits), group, &requests, Arrivals::AtOnce, &mut Random(0));
+        run_engine(limits.engine_config(), group, &requests, Arrivals::AtOnce, &mut Random(0));
     assert!(observed.mixed_steps > 0);
     let mut num_compared = 0;
     for (index, (case, outcome)) in cases.iter().zip(&outcomes).enumerate() {
@@ -66,20 +66,4 @@ fn request_of(case: &Value) -> Request {
 
 fn ids(json: &Value) -> Vec<u32> {
     json.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
-
-fn config(limits: Limits) -> EngineConfig {
-    EngineConfig {
-        block_size: limits.block_size,
-        num_blocks: limits.num_blocks,
-        max_num_seqs: limits.max_num_seqs,
-        max_num_batched_tokens: limits.max_num_batched_tokens,
-        max_model_len: MODEL_LEN_MAX,
-        double_cost_context: usize::MAX,
-        waiting_requests_max: 100,
-        waiting_tokens_max: 10_000,
-        policy: PolicyKind::Fcfs,
-        prefix_caching: PrefixCaching::Enabled,
-        overlap: Overlap::default(),
-    }
 }

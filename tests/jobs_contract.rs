@@ -1,10 +1,10 @@
 //! Files and batch jobs over a real socket: the same server as in http_contract.rs, with a folder.
 
 use serde_json::{Value, json};
-use server::http::{HttpConfig, KeyRing};
+use server::http::{Embedder, HttpConfig, KeyRing, Task};
 use server::jobs::{Clock, JobsConfig, JobsLimits};
 use tempfile::TempDir;
-use tests::http::{Answer, Setup, TestServer, post_bytes};
+use tests::http::{Answer, HIDDEN_SIZE, Setup, TestServer, post_bytes};
 use tests::jobs::{JobsClient, by_custom_id, row};
 
 struct Bench {
@@ -19,6 +19,17 @@ impl Bench {
 
     fn start(&self) -> TestServer {
         self.start_with(JobsLimits::default(), Setup::default())
+    }
+
+    /// Some of a job's 2000 rows are answered, and no more will be.
+    fn start_in_the_middle(&self) -> (TestServer, JobsClient, String) {
+        let limits = JobsLimits { rows_in_flight_max: 4, ..JobsLimits::default() };
+        let server = self.start_with(limits, Setup::default());
+        let client = client(&server);
+        let id = client.start(&says(2000));
+        client.wait_for(&id, |batch| batch["request_counts"]["completed"].as_u64() > Some(10));
+        server.gate.close();
+        (server, client, id)
     }
 
     fn start_with(&self, limits: JobsLimits, setup: Setup) -> TestServer {
@@ -112,37 +123,131 @@ fn a_job_goes_from_its_file_to_its_results() {
     assert_eq!(server.metric("monsoon_request_success_total{finished_reason=\"stop\"}"), 20.0);
 }
 
+/// The job that answers these bodies, numbered from 0, when it is done.
+fn done_with(client: &JobsClient, endpoint: &str, bodies: &[Value]) -> Value {
+    let line = |(number, body): (usize, &Value)| {
+        let custom_id = number.to_string();
+        json!({"custom_id": custom_id, "method": "POST", "url": endpoint, "body": body}).to_string()
+    };
+    let lines: Vec<String> = bodies.iter().enumerate().map(line).collect();
+    let file = client.upload(lines.join("\n").as_bytes());
+    let batch = client.create(&file, endpoint);
+    assert_eq!(batch.status, 200, "{}", batch.text());
+    let id = batch.json()["id"].as_str().expect("an id").to_owned();
+    let done = client.wait_for_status(&id, "completed");
+    assert_eq!(done["endpoint"], endpoint);
+    assert_eq!(done["request_counts"]["total"], bodies.len());
+    done
+}
+
+/// What is new in each answer, so that two of them can be compared.
+fn without_ids(mut body: Value) -> Value {
+    fn clear(value: &mut Value) {
+        match value {
+            Value::Object(map) => {
+                for name in ["id", "created", "created_at", "completed_at"] {
+                    if let Some(value) = map.get_mut(name) {
+                        *value = Value::Null;
+                    }
+                }
+                map.values_mut().for_each(clear);
+            }
+            Value::Array(list) => list.iter_mut().for_each(clear),
+            _ => {}
+        }
+    }
+    clear(&mut body);
+    body
+}
+
 #[test]
 fn rows_get_what_their_endpoint_answers() {
     let bench = Bench::new();
     let server = bench.start();
     let client = client(&server);
-    let chat = json!({"messages": [{"role": "user", "content": "#say:hi#"}]});
-    let responses = json!({"input": "#say:hi#"});
-    for (endpoint, body, pointer) in [
-        ("/v1/chat/completions", chat, "/choices/0/message/content"),
-        ("/v1/responses", responses, "/output/0/content/0/text"),
+    let chat = |text: &str| json!({"messages": [{"role": "user", "content": text}], "seed": 1});
+    let prompts = json!({"prompt": ["#say:hi#", "#say:you#"], "max_tokens": 9, "logprobs": 1});
+    let response = json!({"input": "#say:hi#", "store": false});
+    for (endpoint, good, bad, pointer) in [
+        ("/v1/chat/completions", chat("#say:hi#"), json!({}), "/choices/0/message/content"),
+        ("/v1/completions", prompts, json!({"prompt": 1.5}), "/choices/0/text"),
+        (
+            "/v1/responses",
+            response,
+            json!({"input": "x", "store": true}),
+            "/output/0/content/0/text",
+        ),
     ] {
-        let line = json!({"custom_id": "a", "method": "POST", "url": endpoint, "body": body});
-        let file = client.upload(line.to_string().as_bytes());
-        let batch = client.create(&file, endpoint).json();
-        let done = client.wait_for_status(batch["id"].as_str().expect("an id"), "completed");
+        let done = done_with(&client, endpoint, &[good.clone(), bad]);
         let output = client.results(&done["output_file_id"]);
-        let answer = &output["a"]["response"]["body"];
+        let row = &output["0"]["response"];
+        let answer = &row["body"];
         assert_eq!(answer.pointer(pointer), Some(&json!("hi")), "{answer}");
-        if let Some(id) = answer["id"].as_str().filter(|id| id.starts_with("resp_")) {
+        assert_eq!((&row["status_code"], &output["0"]["error"]), (&json!(200), &Value::Null));
+        let direct = client.post(endpoint, &good);
+        assert_eq!(without_ids(answer.clone()), without_ids(direct.json()), "{endpoint}");
+        if endpoint == "/v1/responses" {
+            let id = answer["id"].as_str().expect("an id");
             assert_eq!(client.get(&format!("/v1/responses/{id}")).status, 404, "it is not kept");
         }
+        let errors = client.results(&done["error_file_id"]);
+        assert_eq!(errors["1"]["response"]["status_code"], 400, "{errors:?}");
+        assert!(errors["1"]["response"]["body"]["error"]["message"].is_string(), "{errors:?}");
+        assert_eq!((output.len(), errors.len()), (1, 1));
     }
     let file = client.upload(b"x");
     let unknown = client.create(&file, "/v1/images");
     check_error(&unknown, 400, "invalid_value", &["endpoint", "/v1/images", "/v1/completions"]);
-    let embeddings = client.create(&file, "/v1/embeddings");
-    if server.get("/openapi.json").json()["paths"].get("/v1/embeddings").is_none() {
-        check_error(&embeddings, 400, "unsupported_field", &["endpoint", "/v1/embeddings"]);
-    } else {
-        assert_eq!(embeddings.status, 200);
+}
+
+#[test]
+fn texts_of_rows_are_embedded() {
+    let bench = Bench::new();
+    let task = Task::Embed(Embedder { size: HIDDEN_SIZE, shortens: true });
+    let server = bench.start_with(JobsLimits::default(), Setup { task, ..Setup::default() });
+    let client = client(&server);
+    let good = [
+        json!({"input": "the sea"}),
+        json!({"input": ["a", "the sea"], "dimensions": 2}),
+        json!({"input": [[3, 4], [5]], "encoding_format": "base64", "model": "tiny"}),
+    ];
+    let bad = [json!({"input": "a", "dimensions": 99}), json!({"input": []})];
+    let done = done_with(&client, "/v1/embeddings", &[&good[..], &bad].concat());
+    assert_eq!(done["request_counts"], json!({"total": 5, "completed": 3, "failed": 2}));
+    let output = client.results(&done["output_file_id"]);
+    for (number, body) in good.iter().enumerate() {
+        let response = &output[&number.to_string()]["response"];
+        assert_eq!(response["status_code"], 200);
+        assert_eq!(response["body"], client.post("/v1/embeddings", body).json(), "{body}");
     }
+    let errors = client.results(&done["error_file_id"]);
+    for (name, param) in [("3", "dimensions"), ("4", "input")] {
+        let response = &errors[name]["response"];
+        assert_eq!(response["status_code"], 400);
+        assert_eq!(response["body"]["error"]["param"], param, "{response}");
+    }
+    // A model that embeds does not chat: each row is told.
+    let chat = json!({"messages": [{"role": "user", "content": "x"}]});
+    let done = done_with(&client, "/v1/chat/completions", &[chat]);
+    let errors = client.results(&done["error_file_id"]);
+    assert_eq!(errors["0"]["response"]["body"]["error"]["code"], "unsupported_task");
+    assert!(done["output_file_id"].is_null());
+}
+
+#[test]
+fn a_row_that_never_fits_fails_and_holds_up_no_other() {
+    let bench = Bench::new();
+    let setup = Setup { waiting_requests_max: 2, ..Setup::default() };
+    let limits = JobsLimits { rows_in_flight_max: 1, ..JobsLimits::default() };
+    let server = bench.start_with(limits, setup);
+    let three = json!({"prompt": ["#say:a#", "#say:b#", "#say:c#"], "max_tokens": 4});
+    let done = done_with(&client(&server), "/v1/completions", &[three, say("d")]);
+    let output = client(&server).results(&done["output_file_id"]);
+    assert_eq!(output["1"]["response"]["body"]["choices"][0]["text"], "d");
+    let errors = client(&server).results(&done["error_file_id"]);
+    let response = &errors["0"]["response"];
+    assert_eq!(response["status_code"], 429);
+    assert_eq!(response["body"]["error"]["code"], "queue_full");
 }
 
 #[test]
@@ -427,12 +532,7 @@ fn check_each_once(client: &JobsClient, batch: &Value, num_rows: usize) -> (usiz
 #[test]
 fn a_cancelled_job_keeps_what_it_has() {
     let bench = Bench::new();
-    let limits = JobsLimits { rows_in_flight_max: 4, ..JobsLimits::default() };
-    let server = bench.start_with(limits, Setup::default());
-    let client = client(&server);
-    let id = client.start(&says(2000));
-    client.wait_for(&id, |batch| batch["request_counts"]["completed"].as_u64() > Some(10));
-    server.gate.close();
+    let (server, client, id) = bench.start_in_the_middle();
     let input = client.batch(&id)["input_file_id"].as_str().expect("an id").to_owned();
     let in_use = client.delete(&format!("/v1/files/{input}"));
     check_error(&in_use, 409, "file_in_use", &[&input, &id]);
@@ -459,12 +559,7 @@ fn a_cancelled_job_keeps_what_it_has() {
 #[test]
 fn a_job_whose_time_is_over_keeps_what_it_has() {
     let bench = Bench::new();
-    let limits = JobsLimits { rows_in_flight_max: 4, ..JobsLimits::default() };
-    let server = bench.start_with(limits, Setup::default());
-    let client = client(&server);
-    let id = client.start(&says(2000));
-    client.wait_for(&id, |batch| batch["request_counts"]["completed"].as_u64() > Some(10));
-    server.gate.close();
+    let (_server, client, id) = bench.start_in_the_middle();
     bench.clock.turn_forward(86_400);
     let expired = client.wait_for_status(&id, "expired");
     assert!(expired["expired_at"].is_u64() && expired["completed_at"].is_null());

@@ -4,16 +4,14 @@
 use kernels::Backend;
 use kernels::device::cpu::{CpuDevice, Isa};
 use models::{Checkpoint, Purpose, TokenId};
-use server::engine::{
-    EngineConfig, Overlap, PolicyKind, Pooled, Pooling, PrefixCaching, Request, SamplingParams,
-};
+use server::engine::{Pooled, Pooling, Request, SamplingParams};
 use server::http::{embeddings, judge};
 use server::text::{Frame, FramedText, TextConfig, TextStage};
 use std::path::{Path, PathBuf};
 use tests::golden::{Golden, ids};
 use tests::observed::{Arrivals, run_engine};
 use tests::random::Random;
-use tests::serving::{Limits, MODEL_LEN_MAX, TINY_VOCAB, start_group};
+use tests::serving::{Limits, TINY_VOCAB, start_group};
 
 /// Of the data, for a float32 server.
 const EMBEDDING_TOLERANCE: f32 = 1e-5;
@@ -154,19 +152,7 @@ fn pool(backend: &Backend, path: &Path, prompts: Vec<Vec<u32>>, pooling: &Poolin
     let requests: Vec<Request> = prompts.into_iter().map(request).collect();
     let limits =
         Limits { num_blocks: 64, block_size: 16, max_num_seqs: 8, max_num_batched_tokens: 48 };
-    let config = EngineConfig {
-        block_size: limits.block_size,
-        num_blocks: limits.num_blocks,
-        max_num_seqs: limits.max_num_seqs,
-        max_num_batched_tokens: limits.max_num_batched_tokens,
-        max_model_len: MODEL_LEN_MAX,
-        double_cost_context: usize::MAX,
-        waiting_requests_max: 100,
-        waiting_tokens_max: 10_000,
-        policy: PolicyKind::Fcfs,
-        prefix_caching: PrefixCaching::Enabled,
-        overlap: Overlap::Enabled,
-    };
+    let config = limits.engine_config();
     let group = start_group(backend, path, limits, TINY_VOCAB);
     let (outcomes, stats, _) =
         run_engine(config, group, &requests, Arrivals::AtOnce, &mut Random(0));

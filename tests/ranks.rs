@@ -14,7 +14,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use server::commands::serve::load::load;
 use server::config::{Command, Environment, parse};
-use server::engine::{EngineConfig, Overlap, PolicyKind, PrefixCaching, Request, SamplingParams};
+use server::engine::{Request, SamplingParams};
 use server::http::{AppState, HttpConfig, serve};
 use std::path::{Path, PathBuf};
 use tests::golden::{Golden, golden_paths};
@@ -300,19 +300,7 @@ fn continuations(backends: &[Backend], path: &Path, golden: &Golden) -> Vec<Vec<
             }
         })
         .collect();
-    let config = EngineConfig {
-        block_size: limits.block_size,
-        num_blocks: limits.num_blocks,
-        max_num_seqs: limits.max_num_seqs,
-        max_num_batched_tokens: limits.max_num_batched_tokens,
-        max_model_len: MODEL_LEN_MAX,
-        double_cost_context: usize::MAX,
-        waiting_requests_max: 100,
-        waiting_tokens_max: 10_000,
-        policy: PolicyKind::Fcfs,
-        prefix_caching: PrefixCaching::Enabled,
-        overlap: Overlap::Enabled,
-    };
+    let config = limits.engine_config();
     let (outcomes, ..) = run_engine(config, group, &requests, Arrivals::AtOnce, &mut Random(0));
     outcomes.iter().map(|outcome| outcome.token_ids()).collect()
 }

@@ -271,12 +271,16 @@ fn what_cannot_be_held_is_refused_before_anything_is_generated() {
     let before = server.metric("monsoon_generation_tokens_total");
     let long = "a".repeat(200_000);
     let many: Vec<Value> = (0..1025).map(|i| json!(i.to_string())).collect();
+    // Together they would take all memory.
+    let patterns: Vec<Value> =
+        (0..20).map(|i| json!({"pattern": format!("(.*x){{{i}}}")})).collect();
     let rows = [
         (json!({"guided_json": {"type": "objekt"}}), vec!["guided_json"]),
         (json!({"guided_regex": "("}), vec!["guided_regex"]),
         (json!({"guided_regex": "(".repeat(9000)}), vec!["guided_regex", "200"]),
         (json!({"guided_regex": long}), vec!["guided_regex", "200000", "131072"]),
         (json!({"guided_grammar": "start: nothing"}), vec!["guided_grammar"]),
+        (json!({"guided_json": {"type": "string", "allOf": patterns}}), vec!["guided_json", "20"]),
         (json!({"guided_choice": many}), vec!["guided_choice", "1025", "1024"]),
         (json!({"structured_outputs": {"json": {"$ref": "#/x"}}}), vec!["structured_outputs"]),
     ];

@@ -1,10 +1,11 @@
 //! `cargo xtask beside`: what a batch job costs those who wait: the same load without and with one,
 //! in turns.
 
+use crate::load::Load;
 use crate::process::{self, Server, post, release_binary};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,24 +14,11 @@ const BOUNDARY: &str = "beside-boundary";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Runs of each kind
-    #[arg(long, default_value_t = 3)]
-    turns: usize,
-    /// Clients of the load that waits
-    #[arg(long, default_value_t = 4)]
-    concurrency: usize,
-    #[arg(long, default_value_t = 200)]
-    requests: usize,
-    #[arg(long, default_value_t = 256)]
-    input_len: usize,
-    #[arg(long, default_value_t = 64)]
-    output_len: usize,
+    #[command(flatten)]
+    load: Load,
     /// Rows of the job; it must outlast a run
     #[arg(long, default_value_t = 20_000)]
     rows: usize,
-    /// Fail if a 99th percentile is more than this share above that without a job
-    #[arg(long)]
-    share_max: Option<f64>,
     /// Folder for the raw reports
     #[arg(long)]
     out: PathBuf,
@@ -46,11 +34,12 @@ pub fn run(args: &Args) -> Result<()> {
     let mut command = Command::new(&binary);
     command.arg("serve").arg("--jobs-dir").arg(&jobs).args(&args.serve);
     let server = Server::start(&mut command)?;
+    let report = |kind: &str, turn: usize| args.out.join(format!("{kind}-{turn}.json"));
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
-    for turn in 0..args.turns {
-        alone.push(load(args, &binary, &server, &args.out.join(format!("alone-{turn}.json")))?);
+    for turn in 0..args.load.turns {
+        alone.push(args.load.run(&binary, &server, &report("alone", turn))?);
         let id = start_job(args, &server)?;
-        beside.push(load(args, &binary, &server, &args.out.join(format!("beside-{turn}.json")))?);
+        beside.push(args.load.run(&binary, &server, &report("beside", turn))?);
         let batch: Value =
             serde_json::from_str(&process::get(&format!("{}/v1/batches/{id}", server.url))?)?;
         let (status, counts) = (&batch["status"], &batch["request_counts"]);
@@ -63,38 +52,19 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     for latency in LATENCIES {
-        let (without, with) = (median(&alone, latency)?, median(&beside, latency)?);
-        let share = with / without - 1.0;
-        println!("{latency} p99, median of turns: {without:.2} alone, {with:.2} beside a job");
-        println!("  {:+.1} %", share * 100.0);
-        if let Some(most) = args.share_max {
-            ensure!(share <= most, "{latency} rose by more than {:.0} %", most * 100.0);
-        }
+        args.load.check(&args.load.compare(latency, &alone, &beside)?)?;
     }
     std::fs::remove_dir_all(&jobs).context("the jobs' folder")
 }
 
-fn load(args: &Args, binary: &Path, server: &Server, report: &Path) -> Result<Value> {
-    let number = |n: usize| n.to_string();
-    process::run(
-        Command::new(binary)
-            .args(["bench", "--url", &server.url, "--concurrency", &number(args.concurrency)])
-            .args(["--num-requests", &number(args.requests)])
-            .args(["--input-len", &number(args.input_len)])
-            .args(["--output-len", &number(args.output_len), "--json"])
-            .arg(report),
-    )?;
-    Ok(serde_json::from_str(&std::fs::read_to_string(report)?)?)
-}
-
 /// The id of a job whose prompts and answers are as long as those of the load.
 fn start_job(args: &Args, server: &Server) -> Result<String> {
-    let words = "word ".repeat(args.input_len);
+    let words = "word ".repeat(args.load.input_len);
     let mut rows = String::new();
     for i in 0..args.rows {
         let body = json!({
             "messages": [{"role": "user", "content": format!("{i} {words}")}],
-            "max_tokens": args.output_len, "ignore_eos": true,
+            "max_tokens": args.load.output_len, "ignore_eos": true,
         });
         let row = json!({
             "custom_id": i.to_string(), "method": "POST", "url": "/v1/chat/completions",
@@ -118,11 +88,4 @@ fn start_job(args: &Args, server: &Server) -> Result<String> {
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(batch["id"].as_str().context("an id")?.to_owned())
-}
-
-fn median(reports: &[Value], latency: &str) -> Result<f64> {
-    let p99 = reports.iter().map(|r| r["latencies"][latency]["p99"].as_f64().context("a p99"));
-    let mut values = p99.collect::<Result<Vec<f64>>>()?;
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().context("a turn")
 }

@@ -7,7 +7,9 @@ mod debian;
 mod docs;
 mod floor;
 mod fuzz;
+mod grammars;
 mod kernel_report;
+mod load;
 mod mpi;
 mod neighbours;
 mod overload;
@@ -50,6 +52,9 @@ enum Chore {
     Beside(beside::Args),
     /// Measure what a busy tenant costs a quiet one: the same load alone and beside it
     Neighbours(neighbours::Args),
+    /// Measure what grammars that cannot be held cost those who stream: the same load without and
+    /// with clients that send nothing else
+    Grammars(grammars::Args),
     /// Compare speed with llama.cpp's server on the same file, in turns
     Floor(floor::Args),
     /// Build the Virtual GPU, on which CUDA code runs without a GPU, and say how to use it
@@ -69,6 +74,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Overload(args) => overload::run(&args),
         Chore::Beside(args) => beside::run(&args),
         Chore::Neighbours(args) => neighbours::run(&args),
+        Chore::Grammars(args) => grammars::run(&args),
         Chore::Floor(args) => floor::run(&args),
         Chore::VirtualGpu(args) => virtual_gpu::run(&args),
     }

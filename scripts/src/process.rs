@@ -82,6 +82,17 @@ impl Server {
         Ok(line.split_whitespace().nth(1).context("VmRSS value")?.parse()?)
     }
 
+    /// How many of its threads have a name that begins so.
+    pub fn num_threads(&self, name: &str) -> Result<usize> {
+        let mut found = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            // One that has just ended is not there any more.
+            let comm = std::fs::read_to_string(task?.path().join("comm"));
+            found += usize::from(comm.is_ok_and(|comm| comm.starts_with(name)));
+        }
+        Ok(found)
+    }
+
     /// The sum over all label sets of a metric, by its name in the text format.
     pub fn metric(&self, name: &str) -> Result<f64> {
         let text = get(&format!("{}/metrics", self.url))?;
@@ -101,15 +112,25 @@ impl Drop for Server {
 }
 
 pub fn get(url: &str) -> Result<String> {
-    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10)));
-    let agent: ureq::Agent = config.build().into();
-    Ok(agent.get(url).call()?.body_mut().read_to_string()?)
+    Ok(agent(10).get(url).call()?.body_mut().read_to_string()?)
 }
 
 /// Sends a body and reads the JSON that comes back.
 pub fn post(url: &str, content_type: &str, body: &[u8]) -> Result<serde_json::Value> {
-    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(60)));
-    let agent: ureq::Agent = config.build().into();
-    let mut answer = agent.post(url).header("content-type", content_type).send(body)?;
+    let mut answer = agent(60).post(url).header("content-type", content_type).send(body)?;
     Ok(serde_json::from_str(&answer.body_mut().read_to_string()?)?)
+}
+
+fn agent(seconds: u64) -> ureq::Agent {
+    let timeout = Some(Duration::from_secs(seconds));
+    ureq::Agent::config_builder().timeout_global(timeout).build().into()
+}
+
+/// Sends JSON; also an error has a status and a text.
+pub fn ask(url: &str, body: &serde_json::Value) -> Result<(u16, String)> {
+    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(60)));
+    let agent: ureq::Agent = config.http_status_as_error(false).build().into();
+    let request = agent.post(url).header("content-type", "application/json");
+    let mut answer = request.send(body.to_string().as_bytes())?;
+    Ok((answer.status().as_u16(), answer.body_mut().read_to_string()?))
 }

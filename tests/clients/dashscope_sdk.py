@@ -103,6 +103,18 @@ def refusals(model):
     check(other.status_code == 400 and "generates text" in other.message, f"{other}")
 
 
+def error_in_mid_stream(model):
+    word = dashscope.Tokenization.call(model=model, prompt="a").output["token_ids"]
+    # After two tokens nothing is left that both allow.
+    options = {"guided_regex": "aab", "allowed_token_ids": word, "result_format": "message"}
+    stream = {"stream": True, "incremental_output": True}
+    events = list(dashscope.Generation.call(**request(model, **options, **stream)))
+    check([event.status_code for event in events] == [200, 200, 400], f"{events}")
+    check(events[2].code == "InvalidParameter" and events[2].request_id, f"{events[2]}")
+    whole = dashscope.Generation.call(**request(model, **options))
+    check((whole.status_code, whole.message) == (400, events[2].message), f"{whole}")
+
+
 def embeddings(model):
     texts = ["first", "second"]
     reply = dashscope.TextEmbedding.call(model=model, input=texts, dimension=64)
@@ -167,7 +179,7 @@ def main():
     dashscope.api_key = "none"
     generator, embedder, reranker = sys.argv[1:4]
     model = use(generator)
-    for scenario in [generation, multimodal, tokens, tools, refusals]:
+    for scenario in [generation, multimodal, tokens, tools, refusals, error_in_mid_stream]:
         scenario(model)
         print("ok:", scenario.__name__)
     compatible_mode(generator, model)

@@ -16,7 +16,7 @@ use server::text::{SpecialTokens, TextConfig, TextStage};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -63,26 +63,54 @@ pub struct ScriptRunner {
     under_way: VecDeque<StepOutput>,
 }
 
-/// Holds the runner's steps back while it is closed.
+/// Holds the runner's steps back while it is closed, and loses the device when told to.
 #[derive(Default)]
 pub struct Gate {
-    closed: Mutex<bool>,
+    state: Mutex<GateState>,
     opened: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    is_closed: bool,
+    /// Until the device is lost.
+    steps_left: Option<usize>,
 }
 
 impl Gate {
     pub fn close(&self) {
-        *self.closed.lock().expect("no panic") = true;
+        self.lock().is_closed = true;
     }
 
     pub fn open(&self) {
-        *self.closed.lock().expect("no panic") = false;
+        self.lock().is_closed = false;
         self.opened.notify_all();
     }
 
-    fn pass(&self) {
-        let closed = self.closed.lock().expect("no panic");
-        drop(self.opened.wait_while(closed, |closed| *closed).expect("no panic"));
+    /// After so many more steps the device is lost.
+    pub fn lose_after(&self, num_steps: usize) {
+        self.lock().steps_left = Some(num_steps);
+    }
+
+    fn is_lost(&self) -> bool {
+        self.lock().steps_left == Some(0)
+    }
+
+    fn pass(&self) -> Result<(), RunnerError> {
+        let state = self.lock();
+        let mut state = self.opened.wait_while(state, |state| state.is_closed).expect("no panic");
+        match &mut state.steps_left {
+            Some(0) => Err(RunnerError::RankFailed { rank: 0, reason: "unplugged".into() }),
+            Some(steps) => {
+                *steps -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().expect("no panic")
     }
 }
 
@@ -172,7 +200,7 @@ impl Runner for ScriptRunner {
     }
 
     fn collect(&mut self) -> Result<StepOutput, RunnerError> {
-        self.gate.pass();
+        self.gate.pass()?;
         Ok(self.under_way.pop_front().expect("a step was launched"))
     }
 }
@@ -360,7 +388,7 @@ impl Drop for TestServer {
         if let Some(engine) = self.engine.take() {
             let ended = engine.join();
             if !std::thread::panicking() {
-                ended.expect("the engine ends well");
+                assert_eq!(ended.is_err(), self.gate.is_lost(), "how the engine ended: {ended:?}");
             }
         }
     }

@@ -11,6 +11,7 @@ pub mod observed;
 pub mod program;
 pub mod random;
 pub mod random_plans;
+pub mod s3;
 pub mod serving;
 pub mod told;
 

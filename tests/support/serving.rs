@@ -5,8 +5,8 @@ use kernels::device::cpu::{CpuDevice, Isa};
 use kernels::{Backend, DType};
 use models::{Checkpoint, TokenId, load_model};
 use server::engine::{
-    CacheSalt, Event, FinishReason, Lane, Pooled, Pooling, Request, SampledToken, SamplingParams,
-    TokenLogprobs,
+    CacheSalt, EngineConfig, Event, FinishReason, Lane, Overlap, PolicyKind, Pooled, Pooling,
+    PrefixCaching, Request, SampledToken, SamplingParams, TokenLogprobs,
 };
 use server::ranks::{CudaGraphs, LoadedGroup, RankConfig, RankGroup, Room, Start};
 use std::path::{Path, PathBuf};
@@ -37,6 +37,25 @@ pub struct Limits {
     pub block_size: usize,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
+}
+
+impl Limits {
+    /// An engine within them that shares prefixes and works ahead.
+    pub fn engine_config(&self) -> EngineConfig {
+        EngineConfig {
+            block_size: self.block_size,
+            num_blocks: self.num_blocks,
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_model_len: MODEL_LEN_MAX,
+            double_cost_context: 32,
+            waiting_requests_max: 1000,
+            waiting_tokens_max: 1_000_000,
+            policy: PolicyKind::Fcfs,
+            prefix_caching: PrefixCaching::Enabled,
+            overlap: Overlap::Enabled,
+        }
+    }
 }
 
 /// One rank with the checkpoint at `path`. The reference keeps keys and values in F32, the CPU in

@@ -276,10 +276,6 @@ impl ChunkFormat for MessageEvents {
         events
     }
 
-    fn usage_chunk(&self) -> Option<Value> {
-        None
-    }
-
     fn event(&self, chunk: &Value) -> String {
         named_event(chunk)
     }

@@ -3,7 +3,7 @@
 use super::auth::Client;
 use super::body::read_fields;
 use super::error::{ApiError, RequestError, excerpt};
-use super::fields::{Field, Fields, Kind, as_integer, out_of_range, wrong_type};
+use super::fields::{Field, Fields, Kind, as_integer, field, out_of_range, wrong_type};
 use super::files::{EXPIRES_AFTER_MAX, EXPIRES_AFTER_MIN, check_anchor};
 use super::paging::{list, page, parameters};
 use super::rows::check_endpoint;
@@ -26,10 +26,6 @@ const METADATA_VALUE_CHARS_MAX: usize = 512;
 /// Longest `completion_window`.
 const WINDOW_DAYS_MAX: u64 = 30;
 const HOUR_S: u64 = 3600;
-
-const fn field(name: &'static str, kind: Kind, doc: &'static str) -> Field {
-    Field { name, kind, doc }
-}
 
 const INPUT_FILE_ID: Field =
     field("input_file_id", Kind::Name, "A file with the purpose `batch`. Required.");

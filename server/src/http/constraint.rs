@@ -2,7 +2,7 @@
 //! `allowed_token_ids`, and how long it may think.
 
 use super::error::{ApiError, RequestError, excerpt};
-use super::fields::{Field, Fields, Kind, out_of_range, show, wrong_type};
+use super::fields::{Field, Fields, Kind, field, out_of_range, show, wrong_type};
 use super::generation::text_error;
 use super::limits::ALLOWED_TOKEN_IDS_MAX;
 use super::sampling::read_token_id;
@@ -18,10 +18,6 @@ use models::TokenId;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::task::Poll;
-
-const fn field(name: &'static str, kind: Kind, doc: &'static str) -> Field {
-    Field { name, kind, doc }
-}
 
 pub const RESPONSE_FORMAT: Field = field(
     "response_format",

@@ -393,6 +393,9 @@ impl ApiError {
             let challenge = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
+        if let ApiError::Busy { reason, .. } = self {
+            response.extensions_mut().insert(reason.clone());
+        }
         if let Some(reason) = self.rejection() {
             response.extensions_mut().insert(reason);
         }

@@ -12,6 +12,10 @@ pub struct Field {
     pub doc: &'static str,
 }
 
+pub const fn field(name: &'static str, kind: Kind, doc: &'static str) -> Field {
+    Field { name, kind, doc }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub enum Kind {
     Boolean,

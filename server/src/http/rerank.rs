@@ -105,24 +105,30 @@ pub async fn rerank(
     };
     let judged = judge(&context, serving, reranker, job).await?;
     drop(reservation);
-    let results = best(&judged.scores, top_n).into_iter().map(|index| {
-        let mut result = json!({"index": index, "relevance_score": judged.scores[index]});
-        if returns_documents {
-            result["document"] = json!({"text": documents[index]});
-        }
-        result
-    });
+    let shown = returns_documents.then_some(&documents[..]);
     let reply = json!({
         "id": format!("rerank-{}", random_hex()),
         "model": common.model,
         "usage": usage(judged.prompt_tokens, judged.cached_tokens),
-        "results": results.collect::<Vec<Value>>(),
+        "results": results(&judged.scores, top_n, shown),
     });
     Ok(ignored.tell(Json(reply).into_response()))
 }
 
+/// The best documents, best first; `shown`: repeat them.
+pub fn results(scores: &[f64], top_n: Option<usize>, shown: Option<&[String]>) -> Vec<Value> {
+    let results = best(scores, top_n).into_iter().map(|index| {
+        let mut result = json!({"index": index, "relevance_score": scores[index]});
+        if let Some(documents) = shown {
+            result["document"] = json!({"text": documents[index]});
+        }
+        result
+    });
+    results.collect()
+}
+
 /// Indices of the best scores, best first, the first on a tie.
-pub fn best(scores: &[f64], top_n: Option<usize>) -> Vec<usize> {
+fn best(scores: &[f64], top_n: Option<usize>) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
     order.truncate(top_n.unwrap_or(scores.len()));

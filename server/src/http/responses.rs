@@ -274,10 +274,6 @@ impl ChunkFormat for ResponseEvents {
         events
     }
 
-    fn usage_chunk(&self) -> Option<Value> {
-        None
-    }
-
     fn event(&self, chunk: &Value) -> String {
         named_event(chunk)
     }

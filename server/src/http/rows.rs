@@ -6,11 +6,13 @@ use super::limits::{CUSTOM_ID_BYTES_MAX, ROW_ANSWER_BYTES_MAX};
 use super::router::{ROUTES, row_router};
 use super::state::Context;
 use super::wire::random_hex;
+use crate::engine::Rejected;
 use crate::jobs::{Answer, LineFault, Owner, RowResult, Rows, Unanswered, Verdict};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use axum::response::Response;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 use tower::ServiceExt;
@@ -106,7 +108,7 @@ impl Rows for RowRouter {
             // It was good when the job was validated.
             Err(fault) => {
                 let error = json!({"code": fault.code, "message": fault.message});
-                failed(result_line(&Value::Null, &Value::Null, &error))
+                failed(result_line(&Value::Null, "null", &error))
             }
         }
     }
@@ -121,9 +123,10 @@ impl Rows for RowRouter {
             Unanswered::Cancelled => {
                 ("batch_cancelled", "The batch was cancelled before this request was executed.")
             }
+            Unanswered::Lost => ("internal_error", "The server failed while it did this request."),
         };
         let error = json!({"code": code, "message": message});
-        result_line(&custom_id, &Value::Null, &error)
+        result_line(&custom_id, "null", &error)
     }
 }
 
@@ -179,7 +182,14 @@ impl Row {
     /// What the endpoint answered.
     async fn answered(self, response: Response) -> Answer {
         let status = response.status();
-        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        // Refused while nothing else waits, it never fits.
+        let never_fits = matches!(
+            response.extensions().get::<Rejected>(),
+            Some(Rejected::QueueFull { waiting: 0, .. })
+        );
+        let is_busy =
+            matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        if is_busy && !never_fits {
             let named = response.headers().get(header::RETRY_AFTER);
             let seconds = named.and_then(|value| value.to_str().ok()?.parse().ok());
             let retry_after = seconds.map_or(RETRY_AFTER_DEFAULT, Duration::from_secs);
@@ -187,14 +197,16 @@ impl Row {
         }
         let request_id = response.headers().get("x-request-id");
         let request_id = request_id.and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
-        let body = match axum::body::to_bytes(response.into_body(), ROW_ANSWER_BYTES_MAX).await {
-            Ok(bytes) => serde_json::from_slice(&bytes).ok(),
-            Err(_) => None,
-        };
-        let Some(body): Option<Value> = body else {
+        let body = axum::body::to_bytes(response.into_body(), ROW_ANSWER_BYTES_MAX).await;
+        let Ok(body) = body else {
             let message = format!("The answer has more than {ROW_ANSWER_BYTES_MAX} bytes.");
             let error = json!({"code": "answer_too_long", "message": message});
-            return failed(result_line(&self.custom_id.into(), &Value::Null, &error));
+            return failed(result_line(&self.custom_id.into(), "null", &error));
+        };
+        let Some(body) = one_line(&body) else {
+            let error = json!({"code": "internal_error", "message": "The answer is no JSON."});
+            let line = result_line(&self.custom_id.into(), "null", &error);
+            return Answer::Broken(RowResult { verdict: Verdict::Failed, line });
         };
         let line = self.response_line(status, &request_id, body);
         match status {
@@ -211,14 +223,23 @@ impl Row {
     /// Never sent to the endpoint.
     fn refused(self, error: ApiError) -> Answer {
         let request_id = format!("req-{}", random_hex());
-        failed(self.response_line(error.status(), &request_id, error.body()))
+        failed(self.response_line(error.status(), &request_id, &error.body().to_string()))
     }
 
-    fn response_line(self, status: StatusCode, request_id: &str, body: Value) -> Vec<u8> {
+    /// `body`: JSON in one line.
+    fn response_line(self, status: StatusCode, request_id: &str, body: &str) -> Vec<u8> {
+        let (status, request_id) = (status.as_u16(), Value::from(request_id));
         let response =
-            json!({"status_code": status.as_u16(), "request_id": request_id, "body": body});
+            format!("{{\"status_code\":{status},\"request_id\":{request_id},\"body\":{body}}}");
         result_line(&self.custom_id.into(), &response, &Value::Null)
     }
+}
+
+/// JSON that can stand in a line of results as it is. Vectors make long answers, so none is built
+/// up in memory a second time.
+fn one_line(body: &[u8]) -> Option<&str> {
+    let is_json = serde_json::from_slice::<IgnoredAny>(body).is_ok() && !body.contains(&b'\n');
+    std::str::from_utf8(body).ok().filter(|_| is_json)
 }
 
 /// What is sent to the endpoint.
@@ -251,11 +272,13 @@ fn failed(line: Vec<u8>) -> Answer {
     Answer::Done(RowResult { verdict: Verdict::Failed, line })
 }
 
-fn result_line(custom_id: &Value, response: &Value, error: &Value) -> Vec<u8> {
+/// `response`: JSON in one line.
+fn result_line(custom_id: &Value, response: &str, error: &Value) -> Vec<u8> {
     let id = format!("batch_req_{}", random_hex());
-    json!({"id": id, "custom_id": custom_id, "response": response, "error": error})
-        .to_string()
-        .into_bytes()
+    format!(
+        "{{\"id\":\"{id}\",\"custom_id\":{custom_id},\"response\":{response},\"error\":{error}}}"
+    )
+    .into_bytes()
 }
 
 fn text(fields: &mut Fields, field: &Field) -> Result<String, LineFault> {

@@ -2,7 +2,7 @@
 
 use super::constraint::Wanted;
 use super::error::{RequestError, excerpt};
-use super::fields::{Field, Fields, Kind, as_integer, out_of_range, show, wrong_type};
+use super::fields::{Field, Fields, Kind, as_integer, field, out_of_range, show, wrong_type};
 use super::limits::{
     HttpConfig, LOGIT_BIAS_MAX, STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, STOP_TOKEN_IDS_MAX,
 };
@@ -15,10 +15,6 @@ use std::collections::BTreeMap;
 
 /// Below this a temperature divides logits into infinities; vLLM takes it for greedy too.
 const TEMPERATURE_GREEDY: f32 = 1e-5;
-
-const fn field(name: &'static str, kind: Kind, doc: &'static str) -> Field {
-    Field { name, kind, doc }
-}
 
 pub const MODEL: Field = field("model", Kind::Name, "A name from /v1/models; left out: the first.");
 pub const TEMPERATURE: Field = field(

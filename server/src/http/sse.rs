@@ -24,7 +24,9 @@ pub trait ChunkFormat: Send + 'static {
     fn chunks(&mut self, output: Output, usage: Usage) -> Vec<Value>;
 
     /// The chunk that carries OpenAI's usage at the end; `None`: the format has its own way.
-    fn usage_chunk(&self) -> Option<Value>;
+    fn usage_chunk(&self) -> Option<Value> {
+        None
+    }
 
     fn event(&self, chunk: &Value) -> String {
         format!("data: {chunk}\n\n")

@@ -272,14 +272,14 @@ pub fn fail(db: &mut Connection, seq: i64, faults: &[LineFault], now: u64) -> ru
     transaction.commit()
 }
 
-/// All its rows have a result.
-pub fn finalize(db: &Connection, seq: i64, now: u64) -> rusqlite::Result<()> {
-    db.execute(
+/// Whether it could be: all its rows have a result.
+pub fn finalize(db: &Connection, seq: i64, now: u64) -> rusqlite::Result<bool> {
+    let changed = db.execute(
         "UPDATE batches SET status = 'finalizing', finalizing_at = ?2
-         WHERE seq = ?1 AND status = 'in_progress'",
+         WHERE seq = ?1 AND status = 'in_progress' AND completed + failed = total",
         params![seq, now],
     )?;
-    Ok(())
+    Ok(changed > 0)
 }
 
 /// Whether it could be: a job that has ended, or is about to, cannot.

@@ -23,8 +23,10 @@ pub struct ByteStore {
 }
 
 /// A file on its way into the store; it is there when `finish` has returned, and not before.
+/// Dropped without that, it leaves nothing behind.
 pub struct ByteWriter {
-    writer: BufWriter,
+    /// Taken when it has ended.
+    writer: Option<BufWriter>,
     bytes: u64,
 }
 
@@ -75,8 +77,12 @@ impl ByteStore {
             let name = name.into_string().ok()?.to_ascii_lowercase();
             Some((name, value.into_string().ok()?))
         });
-        let variables = variables.filter(|(name, _)| name.starts_with("aws_"));
-        let opened = object_store::parse_url_opts(&parsed, variables);
+        // Files are deleted one by one, for which every such store has a call.
+        let options = [("aws_disable_bulk_delete".to_owned(), "true".to_owned())];
+        let options =
+            options.into_iter().chain(variables.filter(|(name, _)| name.starts_with("aws_")));
+        choose_ciphers();
+        let opened = object_store::parse_url_opts(&parsed, options);
         let (store, prefix) = opened.map_err(|error| failed(error.to_string()))?;
         Ok(ByteStore { store: Arc::from(store), prefix })
     }
@@ -85,7 +91,7 @@ impl ByteStore {
     pub fn write(&self, id: &str) -> ByteWriter {
         let store = Arc::clone(&self.store);
         let writer = BufWriter::with_capacity(store, self.path(id), PART_BYTES);
-        ByteWriter { writer: writer.with_max_concurrency(PARTS_AT_ONCE), bytes: 0 }
+        ByteWriter { writer: Some(writer.with_max_concurrency(PARTS_AT_ONCE)), bytes: 0 }
     }
 
     /// Errors: `Gone` where there is no such file.
@@ -110,6 +116,16 @@ impl ByteStore {
     }
 }
 
+/// The store's requests are encrypted as the process says.
+#[cfg(feature = "s3")]
+fn choose_ciphers() {
+    // Whoever chose before has chosen for all.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+#[cfg(not(feature = "s3"))]
+fn choose_ciphers() {}
+
 /// What a process had written of files when it ended: the store marks it with a `#`. Nobody else
 /// writes into a folder of our own.
 fn remove_pieces(folder: &std::path::Path) -> std::io::Result<()> {
@@ -125,7 +141,7 @@ fn remove_pieces(folder: &std::path::Path) -> std::io::Result<()> {
 impl ByteWriter {
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), JobsError> {
         self.bytes += bytes.len() as u64;
-        Ok(self.writer.put(bytes).await?)
+        Ok(self.writer().put(bytes).await?)
     }
 
     pub fn bytes(&self) -> u64 {
@@ -134,15 +150,38 @@ impl ByteWriter {
 
     /// Returns how many bytes the file has.
     pub async fn finish(mut self) -> Result<u64, JobsError> {
-        let done = self.writer.shutdown().await;
+        // One that fails here gives up what it had sent.
+        let mut writer = self.writer.take().expect("it is taken at the end alone");
+        let done = writer.shutdown().await;
         done.map_err(|source| JobsError::Io { path: "file store".into(), source })?;
         Ok(self.bytes)
     }
 
     /// Nothing of it stays.
     pub async fn abort(mut self) {
-        if let Err(error) = self.writer.abort().await {
-            tracing::debug!(%error, "an upload was not taken back");
+        if let Some(writer) = self.writer.take() {
+            abort(writer).await;
         }
+    }
+
+    fn writer(&mut self) -> &mut BufWriter {
+        self.writer.as_mut().expect("it is taken at the end alone")
+    }
+}
+
+impl Drop for ByteWriter {
+    fn drop(&mut self) {
+        let Some(writer) = self.writer.take() else { return };
+        // Without a runtime the process is about to end; what a local folder then holds of it goes
+        // at the next start.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(abort(writer));
+        }
+    }
+}
+
+async fn abort(mut writer: BufWriter) {
+    if let Err(error) = writer.abort().await {
+        tracing::debug!(%error, "an upload was not taken back");
     }
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Jobs whose rows are answered at the same time; the others wait in the order of their arrival.
 /// Rows of different jobs take turns.
 pub const BATCHES_AT_ONCE: usize = 8;
+/// Beside them: jobs whose files of results are written, because they ended or were cancelled.
+pub const ENDINGS_AT_ONCE: usize = 2;
 /// Files being sent at the same time, each with some parts in memory; beyond it 429.
 pub const UPLOADS_MAX: usize = 8;
 /// Bytes of one part of a file on its way to the store (S3 takes no smaller ones).
@@ -16,10 +18,12 @@ pub const PART_BYTES: usize = 5 << 20;
 pub const PARTS_AT_ONCE: usize = 2;
 /// Faults of a file that are kept and shown; the rest of it is not read.
 pub const FAULTS_MAX: usize = 100;
-/// Answers written to the database in one transaction, and waiting for it.
+/// Answers written to the database in one transaction.
 pub const COMMIT_ROWS_MAX: usize = 256;
 /// Results read or deleted in one call of the database, so that others get their turn.
 pub const PAGE_ROWS: usize = 256;
+/// Bytes of results after which a page is full before it has so many.
+pub const PAGE_BYTES: usize = 8 << 20;
 /// How often expiry and new work are looked for when nobody tells.
 pub const TICK: Duration = Duration::from_secs(1);
 /// A job whose store or database fails is tried again after this.

@@ -1,7 +1,7 @@
 //! The SQLite database, on a thread of its own.
 
 use super::config::CALLS_MAX;
-use super::{JobsError, JobsStartError};
+use super::{JobsError, JobsStartError, files};
 use rusqlite::Connection;
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -159,6 +159,10 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<i64> {
         transaction.execute_batch(TABLES)?;
         transaction.pragma_update(None, "user_version", LAYOUT)?;
         transaction.commit()?;
+    }
+    if found <= LAYOUT {
+        // Before anybody sends a file to this process.
+        files::hide_unfinished(connection)?;
     }
     Ok(found)
 }

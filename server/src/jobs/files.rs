@@ -23,6 +23,12 @@ pub struct Kept {
     pub bytes: u64,
 }
 
+/// What `is_ready` says of a file; only those in this state are seen.
+const BEING_SENT: i64 = 0;
+const READY: i64 = 1;
+/// Nobody sees it any more; its bytes are to be deleted.
+const HIDDEN: i64 = -1;
+
 const COLUMNS: &str = "id, owner, purpose, filename, bytes, created_at, expires_at";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<FileRecord> {
@@ -39,12 +45,12 @@ fn read(row: &Row<'_>) -> rusqlite::Result<FileRecord> {
 
 /// A place for a file that is being sent; nobody sees it yet.
 pub fn reserve(db: &Connection, file: &FileRecord) -> rusqlite::Result<()> {
-    put(db, file, 0)
+    put(db, file, BEING_SENT)
 }
 
 /// A file whose bytes are in the store. One of the same id is replaced.
 pub fn insert(db: &Connection, file: &FileRecord) -> rusqlite::Result<()> {
-    put(db, file, 1)
+    put(db, file, READY)
 }
 
 fn put(db: &Connection, file: &FileRecord, is_ready: i64) -> rusqlite::Result<()> {
@@ -67,7 +73,7 @@ fn put(db: &Connection, file: &FileRecord, is_ready: i64) -> rusqlite::Result<()
 }
 
 pub fn get(db: &Connection, owner: &Owner, id: &str) -> rusqlite::Result<Option<FileRecord>> {
-    let sql = format!("SELECT {COLUMNS} FROM files WHERE id = ?1 AND owner = ?2 AND is_ready");
+    let sql = format!("SELECT {COLUMNS} FROM files WHERE id = ?1 AND owner = ?2 AND is_ready = 1");
     db.prepare_cached(&sql)?.query_row(params![id, owner.0], read).optional()
 }
 
@@ -81,7 +87,7 @@ pub fn list(
     let (sign, order) = page.order.sql();
     let sql = format!(
         "SELECT {COLUMNS} FROM files
-         WHERE owner = ?1 AND is_ready AND (?2 IS NULL OR purpose = ?2)
+         WHERE owner = ?1 AND is_ready = 1 AND (?2 IS NULL OR purpose = ?2)
            AND (?3 IS NULL OR seq {sign} (SELECT seq FROM files WHERE id = ?3 AND owner = ?1))
          ORDER BY seq {order} LIMIT ?4",
     );
@@ -97,7 +103,13 @@ pub fn kept(db: &Connection) -> rusqlite::Result<Kept> {
 
 /// From now on nobody sees it; its bytes can be deleted.
 pub fn hide(db: &Connection, id: &str) -> rusqlite::Result<()> {
-    db.execute("UPDATE files SET is_ready = 0 WHERE id = ?1", [id])?;
+    db.execute("UPDATE files SET is_ready = ?2 WHERE id = ?1", params![id, HIDDEN])?;
+    Ok(())
+}
+
+/// Files that were being sent when the process before this one ended.
+pub fn hide_unfinished(db: &Connection) -> rusqlite::Result<()> {
+    db.execute("UPDATE files SET is_ready = ?1 WHERE is_ready = ?2", [HIDDEN, BEING_SENT])?;
     Ok(())
 }
 
@@ -106,19 +118,19 @@ pub fn forget(db: &Connection, id: &str) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Files that nobody sees: left by a process that ended while they were sent or deleted.
+/// Some of the files whose bytes are still to be deleted.
 pub fn hidden(db: &Connection) -> rusqlite::Result<Vec<String>> {
-    let mut statement = db.prepare("SELECT id FROM files WHERE NOT is_ready")?;
-    statement.query_map([], |row| row.get(0))?.collect()
+    let mut statement = db.prepare_cached("SELECT id FROM files WHERE is_ready = ?1 LIMIT 100")?;
+    statement.query_map([HIDDEN], |row| row.get(0))?.collect()
 }
 
-/// Files whose time is over and that no job needs any more.
-pub fn expired(db: &Connection, now: u64) -> rusqlite::Result<Vec<String>> {
-    let mut statement = db.prepare_cached(
-        "SELECT id FROM files WHERE is_ready AND expires_at <= ?1 AND NOT EXISTS
+/// Hides the files whose time is over and that no job needs any more.
+pub fn hide_expired(db: &Connection, now: u64) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "UPDATE files SET is_ready = ?2 WHERE is_ready = ?3 AND expires_at <= ?1 AND NOT EXISTS
             (SELECT 1 FROM batches WHERE input_file_id = files.id
-             AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
-         LIMIT 100",
-    )?;
-    statement.query_map([now], |row| row.get(0))?.collect()
+             AND status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))",
+    )?
+    .execute(params![now, HIDDEN, READY])?;
+    Ok(())
 }

@@ -82,6 +82,8 @@ pub enum Verdict {
 pub enum Unanswered {
     Expired,
     Cancelled,
+    /// A fault of our own.
+    Lost,
 }
 
 /// What is wrong with a line, or with the file as a whole.
@@ -124,6 +126,8 @@ pub enum JobsError {
     Gone { id: String },
     #[error("a line is longer than {bytes_max} bytes")]
     LineTooLong { line: u64, bytes_max: usize },
+    #[error("rows of the job have no answer yet")]
+    RowsLeft,
     #[error(transparent)]
     Refused(#[from] Refused),
 }

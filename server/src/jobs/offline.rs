@@ -3,7 +3,7 @@
 use super::config::COMMIT_ROWS_MAX;
 use super::lines::Lines;
 use super::results::{DoneLines, LineResult};
-use super::rows::answer_lines;
+use super::rows::{Answered, answer_lines};
 use super::validate::{Names, validate};
 use super::{Counts, JobsError, LineFault, Owner, Rows, Verdict};
 use bytes::Bytes;
@@ -138,9 +138,9 @@ impl Prepared {
             answered.await.map_err(OfflineError::from)
         };
         let writing = async {
-            let mut page: Vec<LineResult> = Vec::new();
+            let mut page: Vec<Answered> = Vec::new();
             while receiver.recv_many(&mut page, COMMIT_ROWS_MAX).await > 0 {
-                for LineResult { result, .. } in page.drain(..) {
+                for Answered { line: LineResult { result, .. }, .. } in page.drain(..) {
                     match result.verdict {
                         Verdict::Answered => self.output.push(result.line)?,
                         Verdict::Failed => self.errors.push(result.line)?,

@@ -1,6 +1,6 @@
 //! Answers that are committed and not yet in a file.
 
-use super::config::PAGE_ROWS;
+use super::config::{PAGE_BYTES, PAGE_ROWS};
 use super::{Counts, RowResult, Verdict};
 use rusqlite::{Connection, params};
 
@@ -40,7 +40,11 @@ fn place(batch: i64, number: u64) -> i64 {
 }
 
 /// Commits answers; one that is there already stays. Returns what was new, by verdict.
-pub fn record(db: &mut Connection, batch: i64, results: &[LineResult]) -> rusqlite::Result<Counts> {
+pub fn record(
+    db: &mut Connection,
+    batch: i64,
+    results: &[&LineResult],
+) -> rusqlite::Result<Counts> {
     let transaction = db.transaction()?;
     let mut new = Counts::default();
     {
@@ -65,19 +69,25 @@ pub fn record(db: &mut Connection, batch: i64, results: &[LineResult]) -> rusqli
     Ok(new)
 }
 
-/// At most `PAGE_ROWS` answers for the lines after `number`, in order.
+/// Some answers for the lines after `number`, in order; none: there are no more.
 pub fn after(db: &Connection, batch: i64, number: u64) -> rusqlite::Result<Vec<LineResult>> {
     let mut statement = db.prepare_cached(
         "SELECT place, is_answered, line FROM results
          WHERE place > ?1 AND place < ?2 ORDER BY place LIMIT ?3",
     )?;
     let (first, end) = (place(batch, number), place(batch + 1, 0));
-    let rows = statement.query_map(params![first, end, PAGE_ROWS as i64], |row| {
+    let mut rows = statement.query(params![first, end, PAGE_ROWS as i64])?;
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    while bytes < PAGE_BYTES
+        && let Some(row) = rows.next()?
+    {
         let verdict = if row.get(1)? { Verdict::Answered } else { Verdict::Failed };
         let number = row.get::<_, i64>(0)? as u64 & ((1 << LINE_BITS) - 1);
-        Ok(LineResult { number, result: RowResult { verdict, line: row.get(2)? } })
-    })?;
-    rows.collect()
+        let line: Vec<u8> = row.get(2)?;
+        bytes += line.len();
+        page.push(LineResult { number, result: RowResult { verdict, line } });
+    }
+    Ok(page)
 }
 
 pub fn done_lines(db: &Connection, batch: i64) -> rusqlite::Result<DoneLines> {

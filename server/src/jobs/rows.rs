@@ -3,10 +3,19 @@
 use super::config::{RETRY_FIRST, RETRY_MAX, TRIES_MAX};
 use super::lines::{Line, Lines};
 use super::results::{DoneLines, LineResult};
-use super::{Answer, JobsError, Owner, RowResult, Rows};
+use super::{Answer, JobsError, Owner, RowResult, Rows, Unanswered, Verdict};
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
+
+/// A row that was answered. Its place is free when this is dropped, so that answers which wait to
+/// be kept are bounded too.
+pub struct Answered {
+    pub line: LineResult,
+    _place: OwnedSemaphorePermit,
+}
 
 /// Sends each line that is not done on its way once there is a place for it, and its answer to
 /// `results`. Returns when all have been sent there. Dropping it ends the rows under way: they are
@@ -19,7 +28,7 @@ pub async fn answer_lines<R: Rows>(
     mut lines: Lines,
     done: &DoneLines,
     places: &Arc<Semaphore>,
-    results: mpsc::Sender<LineResult>,
+    results: mpsc::Sender<Answered>,
 ) -> Result<(), JobsError> {
     let mut under_way = JoinSet::new();
     while let Some(Line { number, bytes }) = lines.next().await? {
@@ -30,10 +39,15 @@ pub async fn answer_lines<R: Rows>(
         let place = place.expect("the semaphore is never closed");
         let (rows, owner, results) = (Arc::clone(rows), owner.clone(), results.clone());
         under_way.spawn(async move {
-            let result = answer(&*rows, &owner, &bytes).await;
+            let answer = AssertUnwindSafe(answer(&*rows, &owner, &bytes)).catch_unwind();
+            // The panic itself was told when it happened.
+            let result = answer.await.unwrap_or_else(|_| RowResult {
+                verdict: Verdict::Failed,
+                line: rows.unanswered(&bytes, Unanswered::Lost),
+            });
             // Nobody receives any more when the job was stopped.
-            let _ = results.send(LineResult { number, result }).await;
-            drop(place);
+            let line = LineResult { number, result };
+            let _ = results.send(Answered { line, _place: place }).await;
         });
         while under_way.try_join_next().is_some() {}
     }

@@ -1,11 +1,11 @@
 //! Works on the jobs: each passes through its states, whatever process it was begun in.
 
 use super::batches::{self, BatchRecord};
-use super::config::{BATCHES_AT_ONCE, COMMIT_ROWS_MAX, TICK, TROUBLE_PAUSE};
+use super::config::{BATCHES_AT_ONCE, COMMIT_ROWS_MAX, ENDINGS_AT_ONCE, TICK, TROUBLE_PAUSE};
 use super::finish::write_files;
 use super::lines::Lines;
 use super::results::{self, LineResult};
-use super::rows::answer_lines;
+use super::rows::{Answered, answer_lines};
 use super::store::Shared;
 use super::validate::validate;
 use super::{Counts, Jobs, JobsError, LineFault, Rows, Status, files};
@@ -53,11 +53,9 @@ pub async fn run<R: Rows>(jobs: Jobs, rows: Arc<R>) {
     }
 }
 
-/// Takes back what a process left when it ended in the middle.
+/// Takes back what a process left when it ended in the middle. The files among it are hidden, and
+/// go when they are swept.
 async fn clean_up(shared: &Shared) -> Result<(), JobsError> {
-    for id in shared.database.call(|db| files::hidden(db)).await? {
-        shared.delete_bytes(&id).await?;
-    }
     for batch in shared.database.call(|db| results::left_over(db)).await? {
         forget_results(shared, batch).await?;
     }
@@ -85,14 +83,19 @@ impl<R: Rows> Crew<R> {
         if shared.database.call(move |db| batches::expire(db, now)).await? > 0 {
             shared.tell();
         }
-        if sweeps {
-            sweep(&shared, now).await?;
+        if sweeps && let Err(error) = sweep(&shared, now).await {
+            tracing::warn!(%error, "the bytes of files that are over stay for now");
         }
         let rows = Arc::clone(&self.work.rows);
         let is_resting = |seq: &i64| self.in_trouble.get(seq).is_some_and(|t| *t > Instant::now());
         for batch in shared.database.call(|db| batches::open(db)).await? {
-            if self.workers.len() == BATCHES_AT_ONCE {
-                break;
+            // A job that ends need not wait for those that go on for hours.
+            let at_once = match batch.status {
+                Status::Finalizing | Status::Cancelling => BATCHES_AT_ONCE + ENDINGS_AT_ONCE,
+                _ => BATCHES_AT_ONCE,
+            };
+            if self.workers.len() >= at_once {
+                continue;
             }
             let can_go_on = match batch.status {
                 Status::InProgress => rows.can_run(&batch.owner, &batch.model),
@@ -126,10 +129,10 @@ impl<R: Rows> Crew<R> {
     }
 }
 
+/// Deletes the files whose time is over, and those that were to be deleted before.
 async fn sweep(shared: &Shared, now: u64) -> Result<(), JobsError> {
-    for id in shared.database.call(move |db| files::expired(db, now)).await? {
-        let key = id.clone();
-        shared.database.call(move |db| files::hide(db, &key)).await?;
+    shared.database.call(move |db| files::hide_expired(db, now)).await?;
+    for id in shared.database.call(|db| files::hidden(db)).await? {
         shared.delete_bytes(&id).await?;
     }
     Ok(())
@@ -220,21 +223,29 @@ impl<R: Rows> Work<R> {
             stopped = self.leaves(batch) => return stopped,
         };
         let now = shared.clock.now();
-        shared.database.call(move |db| batches::finalize(db, seq, now)).await
+        match shared.database.call(move |db| batches::finalize(db, seq, now)).await? {
+            true => Ok(()),
+            // It was cancelled just now; or rows are left, and are tried again.
+            false if self.batch(seq).await?.status != batch.status => Ok(()),
+            false => Err(JobsError::RowsLeft),
+        }
     }
 
     /// Until all rows are answered.
     async fn commit(
         &self,
         seq: i64,
-        mut answers: mpsc::Receiver<LineResult>,
+        mut answers: mpsc::Receiver<Answered>,
     ) -> Result<(), JobsError> {
         loop {
             let mut page = Vec::with_capacity(COMMIT_ROWS_MAX);
             if answers.recv_many(&mut page, COMMIT_ROWS_MAX).await == 0 {
                 return Ok(());
             }
-            let record = move |db: &mut rusqlite::Connection| results::record(db, seq, &page);
+            let record = move |db: &mut rusqlite::Connection| {
+                let lines: Vec<&LineResult> = page.iter().map(|answered| &answered.line).collect();
+                results::record(db, seq, &lines)
+            };
             let new: Counts = self.shared.database.call(record).await?;
             self.shared.rows_answered.fetch_add(new.completed, Ordering::Relaxed);
             self.shared.rows_failed.fetch_add(new.failed, Ordering::Relaxed);
@@ -246,7 +257,11 @@ impl<R: Rows> Work<R> {
         let is_cut = batch.is_expired || batch.status == Status::Cancelling;
         // Until it was validated, nobody knows whether the file has rows at all.
         let lines = match is_cut && batch.counts.total > 0 {
-            true => Some(self.lines(batch).await?),
+            true => match self.lines(batch).await {
+                // What was answered is kept all the same.
+                Err(JobsError::Gone { .. }) => None,
+                lines => Some(lines?),
+            },
             false => None,
         };
         let now = shared.clock.now();
@@ -260,12 +275,17 @@ impl<R: Rows> Work<R> {
         forget_results(shared, seq).await
     }
 
-    /// Returns when the job is not in its state any more: it was cancelled, or its time is over.
+    /// Returns when the job is not in its state any more, because it was cancelled or its time is
+    /// over, or when it must not go on: its owner's key was taken away.
     async fn leaves(&self, batch: &BatchRecord) -> Result<(), JobsError> {
         let mut changes = self.shared.changes.subscribe();
         while self.batch(batch.seq).await?.status == batch.status {
+            if batch.status == Status::InProgress && !self.rows.can_run(&batch.owner, &batch.model)
+            {
+                break;
+            }
             // The sender lives as long as `shared`.
-            let _ = changes.changed().await;
+            let _ = tokio::time::timeout(TICK, changes.changed()).await;
         }
         Ok(())
     }

@@ -55,12 +55,13 @@ impl Order {
     }
 }
 
-/// A file that a client is sending. Dropping it before `finish` takes it back.
+/// A file that a client is sending. Dropping it before `finish` has returned takes it back.
 pub struct Upload {
     jobs: Jobs,
     id: String,
-    /// Taken when it is finished.
+    /// Taken when it is written.
     writer: Option<ByteWriter>,
+    is_settled: bool,
     _place: OwnedSemaphorePermit,
 }
 
@@ -119,6 +120,10 @@ impl Jobs {
             created_at: self.shared.clock.now(),
             expires_at: None,
         };
+        let writer = Some(self.shared.bytes.write(id));
+        // From here on, so that a client that leaves meanwhile keeps no place.
+        let mut upload =
+            Upload { jobs: self.clone(), id: id.into(), writer, is_settled: false, _place: place };
         let JobsLimits { files_max, files_bytes_max: bytes_max, .. } = self.shared.limits;
         let refused = self.shared.database.call(move |db| {
             let kept = files::kept(db)?;
@@ -132,10 +137,10 @@ impl Jobs {
             Ok(None)
         });
         if let Some(refused) = refused.await? {
+            upload.is_settled = true;
             return Err(refused.into());
         }
-        let writer = Some(self.shared.bytes.write(id));
-        Ok(Upload { jobs: self.clone(), id: id.into(), writer, _place: place })
+        Ok(upload)
     }
 
     pub async fn file(&self, owner: &Owner, id: &str) -> Result<FileRecord, JobsError> {
@@ -167,6 +172,8 @@ impl Jobs {
         Ok((record, stream))
     }
 
+    /// From now on nobody sees it; its bytes go now, or where the store fails, later.
+    ///
     /// Errors: it is not there, or a job still reads it.
     pub async fn delete_file(&self, owner: &Owner, id: &str) -> Result<(), JobsError> {
         self.file(owner, id).await?;
@@ -183,7 +190,10 @@ impl Jobs {
         if let Some(batch) = reader.await? {
             return Err(Refused::FileInUse { id: id.into(), batch }.into());
         }
-        self.shared.delete_bytes(id).await
+        if let Err(error) = self.shared.delete_bytes(id).await {
+            tracing::warn!(%error, "the bytes of a deleted file stay for now");
+        }
+        Ok(())
     }
 
     /// Errors: its file is not there; too many jobs.
@@ -258,19 +268,30 @@ impl Upload {
         writer.write(bytes).await
     }
 
-    /// From now on the file is there.
+    /// From now on the file is there. It is finished also when whoever asked for it leaves
+    /// meanwhile: what the store is about to do cannot be taken back.
     pub async fn finish(
-        mut self,
+        self,
         owner: &Owner,
         filename: String,
         expires_after: Option<u64>,
     ) -> Result<FileRecord, JobsError> {
+        let work = self.finish_all(owner.clone(), filename, expires_after);
+        tokio::spawn(work).await.map_err(|_| JobsError::Stopped)?
+    }
+
+    async fn finish_all(
+        mut self,
+        owner: Owner,
+        filename: String,
+        expires_after: Option<u64>,
+    ) -> Result<FileRecord, JobsError> {
         let writer = self.writer.take().expect("it is taken once");
-        let shared = &self.jobs.shared;
+        let shared = Arc::clone(&self.jobs.shared);
         let now = shared.clock.now();
         let record = FileRecord {
             id: self.id.clone(),
-            owner: owner.clone(),
+            owner,
             purpose: "batch".into(),
             filename,
             bytes: writer.finish().await?,
@@ -279,18 +300,24 @@ impl Upload {
         };
         let written = record.clone();
         shared.database.call(move |db| files::insert(db, &written)).await?;
+        self.is_settled = true;
         Ok(record)
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        let Some(writer) = self.writer.take() else { return };
+        if self.is_settled {
+            return;
+        }
         let (shared, id) = (Arc::clone(&self.jobs.shared), std::mem::take(&mut self.id));
+        let writer = self.writer.take();
         let take_back = async move {
-            writer.abort().await;
+            if let Some(writer) = writer {
+                writer.abort().await;
+            }
             if let Err(error) = shared.delete_bytes(&id).await {
-                tracing::debug!(%error, "an upload is taken back at the next start");
+                tracing::debug!(%error, "an upload is taken back later");
             }
         };
         // Without a runtime the process is about to end, and the next start does it.
@@ -306,11 +333,13 @@ impl Shared {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Of a file that nobody sees any more.
+    /// Of a file that nobody is to see any more. Where the store fails it is deleted later.
     pub async fn delete_bytes(&self, id: &str) -> Result<(), JobsError> {
+        let key = id.to_owned();
+        self.database.call(move |db| files::hide(db, &key)).await?;
         self.bytes.delete(id).await?;
-        let id = id.to_owned();
-        self.database.call(move |db| files::forget(db, &id)).await
+        let key = id.to_owned();
+        self.database.call(move |db| files::forget(db, &key)).await
     }
 }
 

@@ -121,10 +121,6 @@ impl ChunkFormat for Events {
         })]
     }
 
-    fn usage_chunk(&self) -> Option<Value> {
-        None
-    }
-
     fn event(&self, chunk: &Value) -> String {
         format!("id:{}\nevent:result\n:HTTP_STATUS/200\ndata:{chunk}\n\n", self.next_number())
     }

@@ -6,7 +6,7 @@ use crate::http::auth::Client;
 use crate::http::error::RequestError;
 use crate::http::fields::{Field, Fields, Kind, wrong_type};
 use crate::http::judge::{JudgeJob, judge};
-use crate::http::rerank::{DOCUMENTS, QUERY, TOP_N, best, read_documents};
+use crate::http::rerank::{DOCUMENTS, QUERY, TOP_N, read_documents, results};
 use crate::http::state::Context;
 use crate::http::unknown::IgnoredFields;
 use axum::Extension;
@@ -60,14 +60,8 @@ pub async fn text_rerank(
     };
     let judged = judge(&context, serving, reranker, job).await?;
     drop(reservation);
-    let results = best(&judged.scores, top_n).into_iter().map(|index| {
-        let mut result = json!({"index": index, "relevance_score": judged.scores[index]});
-        if returns_documents {
-            result["document"] = json!({"text": documents[index]});
-        }
-        result
-    });
-    let output = json!({"results": results.collect::<Vec<Value>>()});
+    let shown = returns_documents.then_some(&documents[..]);
+    let output = json!({"results": results(&judged.scores, top_n, shown)});
     let usage = json!({"total_tokens": judged.prompt_tokens});
     Ok(reply(output, usage, [&outer, &ignored]))
 }

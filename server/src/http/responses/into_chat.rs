@@ -5,7 +5,7 @@ use crate::http::auth::Identity;
 use crate::http::chat_completions::{MAX_COMPLETION_TOKENS, MESSAGES};
 use crate::http::constraint::RESPONSE_FORMAT;
 use crate::http::error::{RequestError, excerpt};
-use crate::http::fields::{Field, Fields, Kind, out_of_range, show, string_of, wrong_type};
+use crate::http::fields::{Field, Fields, Kind, field, out_of_range, show, string_of, wrong_type};
 use crate::http::limits::{TOOL_NAME_BYTES_MAX, TOOLS_MAX};
 use crate::http::sampling::{MODEL, STREAM, TEMPERATURE, TOP_P, USER};
 use crate::http::thinking::REASONING_EFFORT;
@@ -14,10 +14,6 @@ use serde_json::{Map, Value, json};
 
 /// Entries of `metadata`, as in OpenAI's API.
 const METADATA_MAX: usize = 16;
-
-const fn field(name: &'static str, kind: Kind, doc: &'static str) -> Field {
-    Field { name, kind, doc }
-}
 
 const INPUT: Field =
     field("input", Kind::Shape(input_schema), "Text, or items of a conversation. Required.");

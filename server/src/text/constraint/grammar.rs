@@ -2,9 +2,11 @@
 //!
 //! llguidance does the parsing: it walks the vocabulary's trie with a lexer of derivatives and an
 //! Earley parser. All its bounds count work and none counts time, so that what is refused does not
-//! depend on the machine; time is bounded here, for whoever waits.
+//! depend on the machine; time is bounded here, for whoever waits. What its own bounds do not see
+//! is refused before (`intersections.rs`).
 
 use super::super::vocabulary::Vocabulary;
+use super::intersections::{check_lark, check_schema};
 use super::workers::Workers;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
@@ -298,6 +300,11 @@ impl Shared {
     fn try_compile(&self, source: GrammarSource) -> Result<Grammar, String> {
         let factory = self.factory.get_or_init(|| new_factory(&self.vocabulary));
         let factory = factory.as_ref().map_err(String::clone)?;
+        match &source {
+            GrammarSource::Json { schema, .. } => check_schema(schema)?,
+            GrammarSource::Lark(text) => check_lark(text)?,
+            GrammarSource::Regex(_) | GrammarSource::Choice(_) => {}
+        }
         let matcher = Matcher::new(factory.create_parser(source.grammar()));
         match matcher.get_error() {
             None => Ok(Grammar { start: Mutex::new(matcher) }),

@@ -2,6 +2,7 @@
 //! the thinking, a budget for the thinking, words that must not appear, tokens that may.
 
 mod workers;
+mod intersections;
 mod grammar;
 mod gbnf;
 mod tool_calls;
