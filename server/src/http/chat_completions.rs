@@ -251,8 +251,10 @@ pub async fn start_chat(
     arrived: Instant,
 ) -> Result<(Generation, Vec<TokenId>), ApiError> {
     let serving = context.serving()?;
-    let ChatRequest { mut common, chat, max_tokens, max_tokens_field, logprobs, tools, .. } =
+    let ChatRequest { mut common, mut chat, max_tokens, max_tokens_field, logprobs, tools, .. } =
         request;
+    let cache_salt = client.cache_salt(common.cache_salt.as_deref());
+    chat.cache_salt = Some(cache_salt.0);
     let estimate = estimate_tokens(chat.text_bytes()).min(serving.model.max_model_len);
     let admission = admit(context, &serving.engine, common.n, estimate * common.n)?;
     let encoded = serving.text.encode_chat(chat).await;
@@ -263,7 +265,7 @@ pub async fn start_chat(
     let answer = AnswerFormat { reasoning: serving.text.reasoning_start(&prompt), tools };
     let prompt_logprobs = common.prompt_logprobs;
     let job = Job {
-        cache_salt: client.cache_salt(common.cache_salt.as_deref()),
+        cache_salt,
         common,
         prompts: vec![prompt.token_ids.clone()],
         max_tokens,
@@ -455,6 +457,7 @@ fn read_template_fields(
         template_kwargs,
         add_generation_prompt: add_generation_prompt.unwrap_or(!continue_final_message),
         continue_final_message,
+        cache_salt: None,
     })
 }
 
