@@ -9,7 +9,7 @@ use tokenizers::{
     AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, SplitDelimiterBehavior,
 };
 
-use super::encoder::{Encoder, Merge, WordPattern};
+use super::encoder::{self, Encoder, Merge, WordPattern};
 use super::error::TextStartError;
 use super::merge_list::merges_of_json;
 use super::tokenizer::TextFrame;
@@ -74,8 +74,15 @@ fn parts_of_file(
 ) -> Result<TokenizerParts, TextStartError> {
     let unreadable = |reason| TextStartError::File { path: path.to_owned(), reason };
     let json = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-    let mut inner =
-        tokenizers::Tokenizer::from_bytes(&json).map_err(|e| unreadable(e.to_string()))?;
+    let (inner, merges) = std::thread::scope(|scope| {
+        let merges = scope.spawn(|| {
+            encoder::prepare();
+            merges_of_json(&json)
+        });
+        let inner = tokenizers::Tokenizer::from_bytes(&json);
+        (inner, merges.join().ok().flatten())
+    });
+    let mut inner = inner.map_err(|e| unreadable(e.to_string()))?;
     let frame = post_processed(&inner)?;
     let bytes = matches!(inner.get_model(), ModelWrapper::BPE(_))
         && matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
@@ -89,10 +96,11 @@ fn parts_of_file(
     inner.set_encode_special_tokens(true);
     let (added, vocabulary) = (added_tokens(&inner), vocabulary(&inner));
     let may_cut = known_words(&inner).is_some() && added.iter().all(|(_, token)| is_solid(token));
-    let encoding = match own_encoder(&inner, &json, &vocabulary, &added) {
+    let encoding = match own_encoder(&inner, merges, &vocabulary, &added) {
         Ok(encoder) => Encoding::Own(encoder),
         Err(reason) => {
-            tracing::info!(path = %path.display(), reason, "text is encoded by the slower way");
+            let path = path.display();
+            tracing::info!(%path, reason, "text is encoded by the tokenizers crate, more slowly");
             Encoding::Crate(Box::new(inner))
         }
     };
@@ -127,8 +135,13 @@ fn added_tokens(inner: &tokenizers::Tokenizer) -> Vec<(TokenId, AddedToken)> {
 
 fn vocabulary(inner: &tokenizers::Tokenizer) -> Vocabulary {
     let added = inner.get_added_tokens_decoder();
-    let num_ids = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-    let tokens: Vec<_> = (0..num_ids as u32).map(|id| inner.id_to_token(id)).collect();
+    // Ids rarely have gaps, and a copy of all tokens in a map is slow.
+    let num_tokens = inner.get_vocab_size(true) as u32;
+    let mut tokens: Vec<_> = (0..num_tokens).map(|id| inner.id_to_token(id)).collect();
+    if tokens.iter().any(Option::is_none) {
+        let last = inner.get_vocab(true).values().copied().max().unwrap_or(0);
+        tokens = (0..=last).map(|id| inner.id_to_token(id)).collect();
+    }
     Vocabulary::new(tokens.iter().enumerate().map(|(id, token)| {
         let special = added.get(&(id as u32)).is_some_and(|token| token.special);
         let kind = if special { TokenKind::Special } else { TokenKind::Text };
@@ -164,7 +177,7 @@ fn is_solid(token: &AddedToken) -> bool {
 /// Errors: what it is that only the tokenizers crate knows.
 fn own_encoder(
     inner: &tokenizers::Tokenizer,
-    json: &[u8],
+    merges: Option<Vec<(String, String)>>,
     vocabulary: &Vocabulary,
     added: &[(TokenId, AddedToken)],
 ) -> Result<Encoder, &'static str> {
@@ -184,7 +197,7 @@ fn own_encoder(
     if vocabulary.repeated().is_some() {
         return Err("two ids of one token");
     }
-    let merges = merges_of_json(json).ok_or("another list of merges")?;
+    let merges = merges.ok_or("another list of merges")?;
     let merges = merges.iter().map(|(left, right)| (left.as_str(), right.as_str()));
     let merges = known_merges(vocabulary, merges).map_err(|_| "merges of other tokens")?;
     let byte_ids = byte_ids(vocabulary).map_err(|_| "not all bytes")?;
@@ -232,6 +245,7 @@ fn parts_of_gguf(gguf: &GgufTokenizer) -> Result<TokenizerParts, TextStartError>
             return Err(TextStartError::Unsupported { key, value, supported });
         }
     };
+    encoder::prepare();
     let broken = |reason| TextStartError::Invalid { reason };
     let vocabulary = gguf_vocabulary(gguf)?;
     let pairs = gguf.merges.iter().map(|merge| merge.split_once(' ').unwrap_or((merge, "")));

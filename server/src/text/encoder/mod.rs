@@ -14,7 +14,7 @@ pub use merges::Merge;
 pub use words::WordPattern;
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use models::TokenId;
 
@@ -34,6 +34,11 @@ pub struct Encoder {
 struct Scratch {
     cache: WordCache,
     buffers: MergeBuffers,
+}
+
+/// Makes the table of characters, which the first text would else wait for.
+pub fn prepare() {
+    LazyLock::force(&chars::CHARS);
 }
 
 impl Encoder {
