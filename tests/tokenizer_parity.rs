@@ -15,6 +15,7 @@ use server::text::tokenizer::Tokenizer;
 use server::text::{ChatPrompt, SpecialTokens, TextConfig, TextStage};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+use tests::random::Random;
 
 /// Rows of the embedding of every Qwen3 up to 32B.
 const EMBEDDING_ROWS: usize = 151_936;
@@ -234,7 +235,7 @@ fn chat_of(case: &Value) -> ChatPrompt {
         tools: case["tools"].as_array().cloned(),
         template_kwargs,
         add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap(),
-        continue_final_message: false,
+        ..ChatPrompt::default()
     }
 }
 
@@ -328,4 +329,182 @@ fn cutting_text_into_pieces_keeps_the_reference_ids() {
         }
     }
     assert!(num_cuts > 10_000, "{num_cuts}");
+}
+
+/// Makes texts of all scripts: pieces of the reference's texts, characters of them in any order,
+/// any character at all, long runs, and added tokens.
+struct RandomTexts {
+    random: Random,
+    texts: Vec<Vec<char>>,
+    characters: Vec<char>,
+    added: [&'static str; 6],
+}
+
+impl RandomTexts {
+    fn new(seed: u64) -> Self {
+        let files = ["languages.jsonl", "nasty.jsonl"];
+        let cases = files.iter().flat_map(|file| lines(&golden("tokenizer", "text", file)));
+        let texts = cases.filter_map(|case| Some(case["text"].as_str()?.chars().collect()));
+        let texts: Vec<Vec<char>> = texts.filter(|text: &Vec<char>| !text.is_empty()).collect();
+        let mut characters: Vec<char> = texts.iter().flatten().copied().collect();
+        characters.sort_unstable();
+        characters.dedup();
+        assert!(characters.len() > 1000, "{} characters", characters.len());
+        let added =
+            ["<|im_start|>", "<|im_end|>", "<think>", "<tool_response> ", "</tool_call>", "<"];
+        Self { random: Random(seed), texts, characters, added }
+    }
+
+    fn next(&mut self) -> String {
+        let mut text = String::new();
+        for _ in 0..self.random.below(6) + 1 {
+            let length = self.random.below(20) + 1;
+            match self.random.below(12) {
+                0 => text.push_str(self.random.pick(&self.added)),
+                1 => {
+                    let c = self.random.pick(&self.characters);
+                    text.extend(std::iter::repeat_n(c, self.random.below(100)));
+                }
+                2 | 3 => text.extend((0..length).filter_map(|_| {
+                    let any = [0x300, 0x3000, 0x11_0000][self.random.below(3)];
+                    char::from_u32(self.random.below(any) as u32)
+                })),
+                4..8 => text.extend((0..length).map(|_| self.random.pick(&self.characters))),
+                _ => {
+                    let whole = &self.texts[self.random.below(self.texts.len())];
+                    let start = self.random.below(whole.len());
+                    text.extend(&whole[start..whole.len().min(start + 2 * length)]);
+                }
+            }
+        }
+        text
+    }
+}
+
+/// The tokenizers crate itself on the same file. `Keep`: special tokens in a text are tokens.
+fn crate_encoder(json: &str) -> impl Fn(&str, SpecialTokens) -> Vec<TokenId> {
+    let plain = tokenizers::Tokenizer::from_bytes(json).unwrap();
+    let mut as_text = plain.clone();
+    as_text.set_encode_special_tokens(true);
+    move |text, special| {
+        let tokenizer = if special == SpecialTokens::Keep { &plain } else { &as_text };
+        let encoding = tokenizer.encode_fast(text, false).unwrap();
+        encoding.get_ids().iter().copied().map(TokenId).collect()
+    }
+}
+
+/// `tokenizer` is of `json`.
+fn check_random_texts(tokenizer: &Tokenizer, json: &str, seed: u64, num_texts: usize) {
+    let (reference, mut texts) = (crate_encoder(json), RandomTexts::new(seed));
+    for _ in 0..num_texts {
+        let text = texts.next();
+        let ids = tokenizer.encode(&text).unwrap();
+        assert_eq!(ids, reference(&text, SpecialTokens::Keep), "{text:?}");
+        if text.contains('<') {
+            let mut ids = Vec::new();
+            tokenizer.encode_as_text(&text, &mut ids).unwrap();
+            assert_eq!(ids, reference(&text, SpecialTokens::Skip), "{text:?}");
+        }
+    }
+}
+
+fn qwen3_json() -> (TempDir, TokenizerSource, String) {
+    let (folder, source) = qwen3_source();
+    let TokenizerSource::HuggingFace { tokenizer_json, .. } = &source else { unreachable!() };
+    let json = fs::read_to_string(tokenizer_json).unwrap();
+    (folder, source, json)
+}
+
+/// Our own encoder against the crate that made the reference ids.
+#[test]
+fn random_texts_get_the_ids_of_the_tokenizers_crate() {
+    let (_folder, source, json) = qwen3_json();
+    let tokenizer = Tokenizer::load(&source).unwrap();
+    std::thread::scope(|scope| {
+        for seed in [5, 6] {
+            let (tokenizer, json) = (&tokenizer, &json);
+            scope.spawn(move || check_random_texts(tokenizer, json, seed, 100_000));
+        }
+    });
+}
+
+/// What our own encoder does not know is left to the crate; what it knows, in either spelling, is
+/// not changed by it.
+#[test]
+fn tokenizers_of_other_forms_get_the_ids_of_the_tokenizers_crate() {
+    let (folder, _, json) = qwen3_json();
+    let qwen3: Value = serde_json::from_str(&json).unwrap();
+    let qwen35 = r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let qwen35 = [r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|", qwen35];
+    let changes: [(&str, Value); 7] = [
+        ("/model/ignore_merges", true.into()),
+        ("/model/merges", old_merges(&qwen3["model"]["merges"])),
+        ("/normalizer", serde_json::json!({"type": "NFKC"})),
+        ("/pre_tokenizer/pretokenizers/0/pattern/Regex", qwen35.concat().into()),
+        ("/pre_tokenizer/pretokenizers/0/pattern/Regex", r"\p{L}+|[^\p{L}]".into()),
+        ("/pre_tokenizer/pretokenizers/0/behavior", "MergedWithPrevious".into()),
+        ("/added_tokens/22/rstrip", true.into()),
+    ];
+    for (seed, (place, value)) in (7..).zip(changes) {
+        let mut changed = qwen3.clone();
+        *changed.pointer_mut(place).unwrap() = value;
+        let json = changed.to_string();
+        let tokenizer_json = folder.path().join("changed.json");
+        fs::write(&tokenizer_json, &json).unwrap();
+        let source = TokenizerSource::HuggingFace { tokenizer_json, tokenizer_config: None };
+        check_random_texts(&Tokenizer::load(&source).unwrap(), &json, seed, 3000);
+    }
+}
+
+/// "left right" in place of ["left", "right"].
+fn old_merges(merges: &Value) -> Value {
+    let merges = merges.as_array().unwrap().iter();
+    merges
+        .map(|pair| format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()))
+        .collect()
+}
+
+/// Runs without a place to cut, up to what is allowed; their work grows with their length only,
+/// or this would not end.
+#[test]
+fn endless_words_get_the_ids_of_the_tokenizers_crate() {
+    let (_folder, source, json) = qwen3_json();
+    let (tokenizer, reference) = (Tokenizer::load(&source).unwrap(), crate_encoder(&json));
+    let mut random = Random(8);
+    let letters: String = (0..1 << 20).map(|_| (b'a' + random.below(26) as u8) as char).collect();
+    let han: String =
+        (0..300_000).map(|_| char::from_u32(0x4e00 + random.below(3000) as u32).unwrap()).collect();
+    let marks = ["e", &"\u{301}".repeat(200_000)].concat();
+    let runs =
+        ["a".repeat(1 << 20), letters, "好".repeat(300_000), han, " ".repeat(1 << 20), marks];
+    for text in runs.iter().chain([&"\n \n".repeat(300_000)]) {
+        let ids = tokenizer.encode(text).unwrap();
+        assert!(ids == reference(text, SpecialTokens::Keep), "{:?}", text.chars().next());
+    }
+}
+
+/// A chat that grows is encoded from what is known of its turns: with the ids of a new chat, and
+/// of nobody else's.
+#[test]
+fn the_next_turn_of_a_chat_gets_the_ids_of_a_new_chat() {
+    let mut texts = RandomTexts::new(9);
+    let mut messages = Vec::new();
+    for turn in 0..12 {
+        // From a few words to several pieces, which grow where the last turn ended.
+        let length = [3, 40, 4000][turn % 3];
+        let content: String = (0..length).map(|_| texts.next()).collect();
+        let role = ["user", "assistant"][turn % 2];
+        messages.push(serde_json::json!({"role": role, "content": content}));
+        let chat = |cache_salt| ChatPrompt {
+            messages: messages.clone(),
+            add_generation_prompt: true,
+            cache_salt,
+            ..ChatPrompt::default()
+        };
+        let fresh = block_on(QWEN3.encode_chat(chat(None))).unwrap();
+        for salt in [1, 1, 2] {
+            let known = block_on(QWEN3.encode_chat(chat(Some([salt; 32])))).unwrap();
+            assert!(known == fresh, "turn {turn}");
+        }
+    }
 }

@@ -251,11 +251,12 @@ pub async fn start_chat(
     arrived: Instant,
 ) -> Result<(Generation, Vec<TokenId>), ApiError> {
     let serving = context.serving()?;
-    let ChatRequest { mut common, chat, max_tokens, max_tokens_field, logprobs, tools, .. } =
+    let ChatRequest { mut common, mut chat, max_tokens, max_tokens_field, logprobs, tools, .. } =
         request;
     let estimate = estimate_tokens(chat.text_bytes()).min(serving.model.max_model_len);
     let salt = common.cache_salt.as_deref();
     let account = client.open(context.lane(), &common.model, common.priority, salt)?;
+    chat.cache_salt = Some(account.cache_salt.0);
     let admission = admit(context, serving, &account, common.n, estimate * common.n)?;
     let encoded = serving.text.encode_chat(chat).await;
     drop(reservation);
@@ -457,6 +458,7 @@ fn read_template_fields(
         template_kwargs,
         add_generation_prompt: add_generation_prompt.unwrap_or(!continue_final_message),
         continue_final_message,
+        cache_salt: None,
     })
 }
 

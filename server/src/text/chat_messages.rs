@@ -19,6 +19,8 @@ pub struct ChatPrompt {
     /// Ends the prompt inside the last message, so that the model continues it. Goes before
     /// `add_generation_prompt`.
     pub continue_final_message: bool,
+    /// Tokens of long messages are kept for the next turn, and found by chats of this salt only.
+    pub cache_salt: Option<[u8; 32]>,
 }
 
 impl ChatPrompt {

@@ -90,7 +90,7 @@ impl ChatTemplate {
         add_private(&mut own_private, template);
         let piece = |piece: Piece<'_>| match piece {
             Piece::Text(text) => SourcePiece::Text(text.to_owned()),
-            Piece::Special(id) => SourcePiece::Special(id, special.content(id).to_owned()),
+            Piece::Token(id) => SourcePiece::Special(id, special.content(id).to_owned()),
         };
         let source: Vec<_> = special.pieces(template).into_iter().map(piece).collect();
         let variables = named.iter().filter_map(|(name, token)| {

@@ -6,8 +6,13 @@ pub mod chat_template;
 pub mod python;
 pub mod special_tokens;
 pub mod tokenizer;
+pub mod tokenizer_parts;
+mod merge_list;
 pub mod chunks;
+mod known_texts;
+pub mod encoder;
 pub mod vocabulary;
+mod hashing;
 pub mod pool;
 pub mod framed;
 pub mod detokenizer;
@@ -292,8 +297,9 @@ fn encode_chat(
     mut chat: ChatPrompt,
 ) -> Result<EncodedPrompt, TextError> {
     chat.normalize();
+    let salt = chat.cache_salt;
     let rendered = template.render(chat, SystemTime::now())?;
-    let token_ids = tokenizer.encode_rendered(&rendered)?;
+    let token_ids = tokenizer.encode_rendered(&rendered, salt.as_ref())?;
     Ok(EncodedPrompt { token_ids, text: rendered.text })
 }
 
@@ -321,8 +327,8 @@ fn compile_template(
         ..ChatPrompt::default()
     };
     let Ok(rendered) = compiled.render(probe, SystemTime::UNIX_EPOCH) else { return Ok(compiled) };
-    let same = tokenizer.encode(&rendered.text).ok() == tokenizer.encode_rendered(&rendered).ok();
-    if !same {
+    let encoded = tokenizer.encode_rendered(&rendered, None);
+    if tokenizer.encode(&rendered.text).ok() != encoded.ok() {
         let reason = "it writes special tokens that are not in its source as a whole".to_owned();
         return Err(TextStartError::Template { reason });
     }

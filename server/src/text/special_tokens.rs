@@ -12,11 +12,13 @@ pub struct SpecialTokenSplitter {
     tokens: Vec<Added>,
     /// Indices into `tokens` by first byte, longest first.
     by_first_byte: Vec<Vec<usize>>,
+    /// If all begin with the same character: text without it is passed over quickly.
+    first_char: Option<char>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
-    Special(TokenId),
+    Token(TokenId),
     /// Never empty.
     Text(&'a str),
 }
@@ -50,7 +52,9 @@ impl SpecialTokenSplitter {
         for (index, token) in tokens.iter().enumerate() {
             by_first_byte[token.content.as_bytes()[0] as usize].push(index);
         }
-        Ok(Self { tokens, by_first_byte })
+        let mut first_chars = tokens.iter().filter_map(|token| token.content.chars().next());
+        let first_char = first_chars.next().filter(|first| first_chars.all(|c| c == *first));
+        Ok(Self { tokens, by_first_byte, first_char })
     }
 
     /// The text of an added token.
@@ -60,21 +64,27 @@ impl SpecialTokenSplitter {
 
     /// The special tokens in `text` and the text between them.
     pub fn pieces<'a>(&self, text: &'a str) -> Vec<Piece<'a>> {
+        self.pieces_at(text, |token| token.special)
+    }
+
+    /// The added tokens in `text` that are not special, and the text between them.
+    pub fn other_pieces<'a>(&self, text: &'a str) -> Vec<Piece<'a>> {
+        self.pieces_at(text, |token| !token.special)
+    }
+
+    fn pieces_at<'a>(&self, text: &'a str, is_cut: impl Fn(&Added) -> bool) -> Vec<Piece<'a>> {
         let mut pieces = Vec::new();
         let mut text_start = 0;
         let mut position = 0;
-        while position < text.len() {
-            let Some(token) = self.token_at(&text.as_bytes()[position..]) else {
-                position += 1;
-                continue;
-            };
+        while let Some((start, token)) = self.next_token(text, position) {
+            position = start;
             let end = position + token.content.len();
-            // Other added tokens hide special ones that overlap them, but stay in the text.
-            if token.special {
+            // Tokens of both kinds hide each other where they overlap.
+            if is_cut(token) {
                 if text_start < position {
                     pieces.push(Piece::Text(&text[text_start..position]));
                 }
-                pieces.push(Piece::Special(token.id));
+                pieces.push(Piece::Token(token.id));
                 text_start = end;
             }
             position = end;
@@ -83,6 +93,21 @@ impl SpecialTokenSplitter {
             pieces.push(Piece::Text(&text[text_start..]));
         }
         pieces
+    }
+
+    /// The first token from `position` on, and where it begins.
+    fn next_token(&self, text: &str, mut position: usize) -> Option<(usize, &Added)> {
+        while position < text.len() {
+            if let Some(token) = self.token_at(&text.as_bytes()[position..]) {
+                return Some((position, token));
+            }
+            position += 1;
+            if let Some(first) = self.first_char {
+                position +=
+                    text.get(position..).map_or(0, |text| text.find(first).unwrap_or(text.len()));
+            }
+        }
+        None
     }
 
     fn token_at(&self, bytes: &[u8]) -> Option<&Added> {

@@ -1,47 +1,20 @@
 //! Prompt string -> token ids.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use models::{GgufTokenizer, TokenId, TokenizerSource};
-use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::normalizers::unicode::NFC;
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{
-    AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, SplitDelimiterBehavior,
-};
+use models::{TokenId, TokenizerSource};
 
 use super::chat_template::Rendered;
 use super::chunks::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, chunks};
 use super::error::{TextError, TextStartError};
+use super::known_texts::KnownTexts;
 use super::special_tokens::{Piece, SpecialTokenSplitter};
-use super::vocabulary::{Entry, TokenKind, Vocabulary};
-
-/// How Qwen2, 2.5 and 3 cut text into words before byte pairs are merged (spec section 11).
-const QWEN2_WORDS: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-);
-/// The same for Qwen3.5 and later: marks belong to the letters before them.
-const QWEN35_WORDS: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|",
-    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-);
-/// Variables that chat templates may print; the GGUF keys follow in this order.
-const NAMED_SPECIAL: [&str; 3] = ["bos_token", "eos_token", "pad_token"];
-
-// Values of tokenizer.ggml.token_type.
-const GGUF_CONTROL: i32 = 3;
-const GGUF_USER_DEFINED: i32 = 4;
-const GGUF_UNUSED: i32 = 5;
+use super::tokenizer_parts::{Cuts, Encoding, TokenizerParts};
+use super::vocabulary::Vocabulary;
 
 /// A checkpoint's tokenizer: byte-level byte pairs, as all of Qwen uses.
 pub struct Tokenizer {
-    /// Takes special tokens in its input for plain text: they are cut out before.
-    inner: tokenizers::Tokenizer,
+    encoding: Encoding,
     special: SpecialTokenSplitter,
     vocabulary: Arc<Vocabulary>,
     eos: Vec<TokenId>,
@@ -49,6 +22,7 @@ pub struct Tokenizer {
     frame: TextFrame,
     /// No limit where it is not known that text may be cut.
     chunk_bytes_min: usize,
+    known_texts: KnownTexts,
 }
 
 /// What a tokenizer puts around every text of its own accord.
@@ -62,43 +36,23 @@ impl Tokenizer {
     /// Errors: a file that cannot be read, and every kind of tokenizer that is not byte-level
     /// byte pairs with plain special tokens.
     pub fn load(source: &TokenizerSource) -> Result<Self, TextStartError> {
-        let (mut inner, named_special) = match source {
-            TokenizerSource::HuggingFace { tokenizer_json, tokenizer_config } => {
-                let named = tokenizer_config.as_ref().map(config_named_special);
-                (from_file(tokenizer_json)?, named.unwrap_or_default())
-            }
-            TokenizerSource::Gguf(gguf) => (from_gguf(gguf)?, gguf_named_special(gguf)),
-        };
-        let frame = match source {
-            TokenizerSource::HuggingFace { .. } => post_processed(&inner)?,
-            TokenizerSource::Gguf(gguf) => {
-                let after = gguf.appended.into_iter().map(TokenId).collect();
-                TextFrame { before: Vec::new(), after }
-            }
-        };
-        let bytes = matches!(inner.get_model(), ModelWrapper::BPE(_))
-            && matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
-        if !bytes {
-            let (key, value) = ("model and decoder".to_owned(), "of another kind".to_owned());
-            let supported = "byte-level BPE".to_owned();
-            return Err(TextStartError::Unsupported { key, value, supported });
-        }
-        let truncation = inner.with_truncation(None).map(|_| ());
-        truncation.map_err(|e| TextStartError::Invalid { reason: e.to_string() })?;
-        inner.with_padding(None);
-        inner.set_encode_special_tokens(true);
+        let TokenizerParts { encoding, vocabulary, added, named_special, frame, cuts } =
+            TokenizerParts::load(source)?;
         let eos = named_special.iter().filter(|(name, _)| name == "eos_token");
-        let eos = eos.filter_map(|(_, token)| inner.token_to_id(token)).map(TokenId).collect();
-        let added = added_tokens(&inner);
-        let may_cut = has_known_words(&inner) && added.iter().all(|(_, token)| is_solid(token));
+        let eos = eos.filter_map(|(_, token)| vocabulary.id(token.as_bytes())).collect();
+        let chunk_bytes_min = match cuts {
+            Cuts::Allowed => CHUNK_BYTES_MIN,
+            Cuts::Unknown => usize::MAX,
+        };
         Ok(Self {
-            chunk_bytes_min: if may_cut { CHUNK_BYTES_MIN } else { usize::MAX },
             special: SpecialTokenSplitter::new(&added)?,
-            vocabulary: Arc::new(vocabulary(&inner)),
+            vocabulary: Arc::new(vocabulary),
+            encoding,
             eos,
             named_special,
             frame,
-            inner,
+            chunk_bytes_min,
+            known_texts: KnownTexts::default(),
         })
     }
 
@@ -107,7 +61,7 @@ impl Tokenizer {
         let mut ids = Vec::new();
         for piece in self.special.pieces(text) {
             match piece {
-                Piece::Special(id) => ids.push(id),
+                Piece::Token(id) => ids.push(id),
                 Piece::Text(text) => self.encode_as_text(text, &mut ids)?,
             }
         }
@@ -125,25 +79,57 @@ impl Tokenizer {
             let (bytes, bytes_max) = (text.len(), CHUNK_BYTES_MAX);
             return Err(TextError::UnbrokenTooLong { bytes, bytes_max });
         }
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|e| TextError::Crashed { reason: e.to_string() })?;
-        ids.extend(encoding.get_ids().iter().copied().map(TokenId));
+        match &self.encoding {
+            Encoding::Own(encoder) => {
+                for piece in self.special.other_pieces(text) {
+                    match piece {
+                        Piece::Token(id) => ids.push(id),
+                        Piece::Text(text) => encoder.encode(text, ids),
+                    }
+                }
+            }
+            Encoding::Crate(inner) => {
+                let encoding = inner
+                    .encode_fast(text, false)
+                    .map_err(|e| TextError::Crashed { reason: e.to_string() })?;
+                ids.extend(encoding.get_ids().iter().copied().map(TokenId));
+            }
+        }
         Ok(())
     }
 
     /// Encodes a rendered chat: special tokens are those of the template, all else is text.
-    pub fn encode_rendered(&self, rendered: &Rendered) -> Result<Vec<TokenId>, TextError> {
+    /// Messages that came before, in a chat of the same `salt`, are not encoded again; without a
+    /// salt, nothing is remembered.
+    pub fn encode_rendered(
+        &self,
+        rendered: &Rendered,
+        salt: Option<&[u8; 32]>,
+    ) -> Result<Vec<TokenId>, TextError> {
         let mut ids = Vec::new();
         let mut text_start = 0;
         for (range, id) in &rendered.special {
-            self.encode_as_text(&rendered.text[text_start..range.start], &mut ids)?;
+            self.encode_message(&rendered.text[text_start..range.start], salt, &mut ids)?;
             ids.push(*id);
             text_start = range.end;
         }
-        self.encode_as_text(&rendered.text[text_start..], &mut ids)?;
+        self.encode_message(&rendered.text[text_start..], salt, &mut ids)?;
         Ok(ids)
+    }
+
+    /// As `encode_as_text`. The pieces that a text is cut into depend only on what is before their
+    /// end, so those of a text that grew are known up to where it grew.
+    fn encode_message(
+        &self,
+        text: &str,
+        salt: Option<&[u8; 32]>,
+        ids: &mut Vec<TokenId>,
+    ) -> Result<(), TextError> {
+        let Some(salt) = salt else { return self.encode_as_text(text, ids) };
+        for chunk in chunks(text, self.chunk_bytes_min) {
+            self.known_texts.append(salt, chunk, ids, |ids| self.encode_chunk(chunk, ids))?;
+        }
+        Ok(())
     }
 
     /// What surrounds a text that is embedded; never that of a chat or a completion.
@@ -164,8 +150,9 @@ impl Tokenizer {
         &self.vocabulary
     }
 
+    /// The token that stands for this text.
     pub fn token_id(&self, token: &str) -> Option<TokenId> {
-        self.inner.token_to_id(token).map(TokenId)
+        self.vocabulary.id(token.as_bytes())
     }
 
     /// The end-of-sequence tokens that the tokenizer itself names.
@@ -174,170 +161,10 @@ impl Tokenizer {
     }
 }
 
-/// What the post-processor adds: seen on a text, since it can be written in many ways.
-fn post_processed(inner: &tokenizers::Tokenizer) -> Result<TextFrame, TextStartError> {
-    let encode = |special| inner.encode_fast("a", special).map_err(invalid);
-    let (plain, whole) = (encode(false)?, encode(true)?);
-    let (plain, whole) = (plain.get_ids(), whole.get_ids());
-    let start = whole.windows(plain.len().max(1)).position(|ids| ids == plain);
-    let ids = |ids: &[u32]| ids.iter().copied().map(TokenId).collect();
-    match start {
-        Some(start) => Ok(TextFrame {
-            before: ids(&whole[..start]),
-            after: ids(&whole[start + plain.len()..]),
-        }),
-        None => Err(TextStartError::Invalid {
-            reason: "its post-processor changes the tokens of a text".to_owned(),
-        }),
-    }
-}
-
-fn from_file(path: &Path) -> Result<tokenizers::Tokenizer, TextStartError> {
-    tokenizers::Tokenizer::from_file(path)
-        .map_err(|e| TextStartError::File { path: path.to_owned(), reason: e.to_string() })
-}
-
-/// In tokenizer_config.json a token is a string or an object with its content.
-fn config_named_special(config: &serde_json::Value) -> Vec<(String, String)> {
-    let named = NAMED_SPECIAL.iter().filter_map(|name| {
-        let token = config.get(name)?;
-        let content = token.as_str().or_else(|| token.get("content")?.as_str())?;
-        Some(((*name).to_owned(), content.to_owned()))
-    });
-    named.collect()
-}
-
-fn gguf_named_special(gguf: &GgufTokenizer) -> Vec<(String, String)> {
-    let ids = [gguf.bos, gguf.eos, gguf.pad];
-    let named = NAMED_SPECIAL.iter().zip(ids).filter_map(|(name, id)| {
-        let token = gguf.tokens.get(id? as usize)?;
-        Some(((*name).to_owned(), token.clone()))
-    });
-    named.collect()
-}
-
-/// Builds what the published tokenizer.json of the same model holds.
-fn from_gguf(gguf: &GgufTokenizer) -> Result<tokenizers::Tokenizer, TextStartError> {
-    let words = match gguf.pre.as_str() {
-        "qwen2" => QWEN2_WORDS,
-        "qwen35" => QWEN35_WORDS,
-        other => {
-            let (key, value) = ("tokenizer.ggml.pre".to_owned(), other.to_owned());
-            let supported = "qwen2, qwen35".to_owned();
-            return Err(TextStartError::Unsupported { key, value, supported });
-        }
-    };
-    let vocab = gguf_vocab(gguf)?;
-    let merges = gguf_merges(gguf, &vocab)?;
-    let model = BPE::builder().vocab_and_merges(vocab, merges).build().map_err(invalid)?;
-    let pattern = SplitPattern::Regex(words.to_owned());
-    let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(invalid)?;
-    let bytes = ByteLevel::new(false, false, false);
-    let mut tokenizer = tokenizers::Tokenizer::new(model);
-    tokenizer.with_normalizer(Some(NFC)).map_err(invalid)?;
-    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
-        PreTokenizerWrapper::Split(split),
-        PreTokenizerWrapper::ByteLevel(bytes),
-    ])));
-    tokenizer.with_decoder(Some(bytes));
-    let added = gguf.tokens.iter().zip(&gguf.token_types).filter_map(|(token, &kind)| {
-        let special = kind == GGUF_CONTROL;
-        let added = special || kind == GGUF_USER_DEFINED;
-        added.then(|| AddedToken::from(token.as_str(), special).normalized(false))
-    });
-    tokenizer.add_tokens(added).map_err(invalid)?;
-    Ok(tokenizer)
-}
-
-/// Ids of all tokens but the unused ones, which only pad the embedding.
-fn gguf_vocab(gguf: &GgufTokenizer) -> Result<Vocab, TextStartError> {
-    let (tokens, types) = (gguf.tokens.len(), gguf.token_types.len());
-    if tokens != types {
-        let reason = format!("{tokens} tokens, but {types} token types");
-        return Err(TextStartError::Invalid { reason });
-    }
-    let mut vocab = Vocab::default();
-    for (id, (token, &kind)) in gguf.tokens.iter().zip(&gguf.token_types).enumerate() {
-        if kind == GGUF_UNUSED {
-            continue;
-        }
-        let id =
-            u32::try_from(id).map_err(|e| TextStartError::Invalid { reason: e.to_string() })?;
-        if let Some(first) = vocab.insert(token.clone(), id) {
-            let reason = format!("token {token:?} is both {first} and {id}");
-            return Err(TextStartError::Invalid { reason });
-        }
-    }
-    Ok(vocab)
-}
-
-fn gguf_merges(
-    gguf: &GgufTokenizer,
-    vocab: &Vocab,
-) -> Result<Vec<(String, String)>, TextStartError> {
-    let pair = |merge: &String| {
-        let pair = merge.split_once(' ')?;
-        // The builder of the tokenizers crate relies on it.
-        vocab
-            .contains_key(&[pair.0, pair.1].concat())
-            .then(|| (pair.0.to_owned(), pair.1.to_owned()))
-    };
-    let merges = gguf.merges.iter().map(|merge| {
-        let reason = format!("merge {merge:?} is not two tokens that make a third");
-        pair(merge).ok_or(TextStartError::Invalid { reason })
-    });
-    merges.collect()
-}
-
-fn invalid(error: tokenizers::Error) -> TextStartError {
-    TextStartError::Invalid { reason: error.to_string() }
-}
-
-fn added_tokens(inner: &tokenizers::Tokenizer) -> Vec<(TokenId, AddedToken)> {
-    let mut added: Vec<_> =
-        inner.get_added_tokens_decoder().into_iter().map(|(id, t)| (TokenId(id), t)).collect();
-    added.sort_by_key(|(id, _)| *id);
-    added
-}
-
-/// Whether text is normalised and cut into words as `chunks` relies on.
-fn has_known_words(inner: &tokenizers::Tokenizer) -> bool {
-    let Some(PreTokenizerWrapper::Sequence(sequence)) = inner.get_pre_tokenizer() else {
-        return false;
-    };
-    let [PreTokenizerWrapper::Split(split), PreTokenizerWrapper::ByteLevel(bytes)] =
-        sequence.as_ref()
-    else {
-        return false;
-    };
-    let known = |words: &str| split.pattern == SplitPattern::Regex(words.to_owned());
-    matches!(inner.get_normalizer(), Some(NormalizerWrapper::NFC(_)))
-        && (known(QWEN2_WORDS) || known(QWEN35_WORDS))
-        && split.behavior == SplitDelimiterBehavior::Isolated
-        && !split.invert
-        && !bytes.add_prefix_space
-        && !bytes.use_regex
-}
-
-/// Whether no cut can lie in the token or change it.
-fn is_solid(token: &AddedToken) -> bool {
-    let plain = !(token.lstrip || token.rstrip || token.single_word);
-    plain && token.content.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-fn vocabulary(inner: &tokenizers::Tokenizer) -> Vocabulary {
-    let added = inner.get_added_tokens_decoder();
-    let num_ids = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-    let tokens: Vec<_> = (0..num_ids as u32).map(|id| inner.id_to_token(id)).collect();
-    Vocabulary::new(tokens.iter().enumerate().map(|(id, token)| {
-        let special = added.get(&(id as u32)).is_some_and(|token| token.special);
-        let kind = if special { TokenKind::Special } else { TokenKind::Text };
-        Entry { token: token.as_deref(), kind }
-    }))
-}
-
 #[cfg(test)]
 mod tests {
+    use models::GgufTokenizer;
+
     use super::super::testing::{IM_END, IM_START, THINK, VOCAB_SIZE, gguf};
     use super::*;
 
