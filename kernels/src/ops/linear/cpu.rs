@@ -34,7 +34,7 @@ const WIDE_GROUPS_MIN: usize = 5;
 /// The work of one kernel call: columns of one tile times those of the rows of one group.
 pub struct Job<'a> {
     tile: &'a [u8],
-    x: Group<'a>,
+    x: &'a Group<'a>,
     start: Start,
 }
 
@@ -205,7 +205,7 @@ fn multiply_panel(
         let is_last = chunk.columns.end == part.in_features;
         for (i, sums) in tiles.clone().zip(sums.iter_mut()) {
             let tile = part.packed.part(&tiles, i, chunk);
-            (part.kernel)(&Job { tile, x, start: start_of(chunk) }, sums);
+            (part.kernel)(&Job { tile, x: &x, start: start_of(chunk) }, sums);
             if is_last {
                 store(part, i, &x, sums);
             }
@@ -237,7 +237,7 @@ fn multiply_widened(
         for (g, sums) in wide.sums[..num_groups].iter_mut().enumerate() {
             widening::prefetch(next.next().unwrap_or_default());
             let x = activations.group(g, part.input, chunk.columns.clone());
-            (widening.kernel)(&Job { tile: codes, x, start: start_of(chunk) }, sums);
+            (widening.kernel)(&Job { tile: codes, x: &x, start: start_of(chunk) }, sums);
             if chunk.columns.end == part.in_features {
                 store(part, tile.1, &x, sums);
             }

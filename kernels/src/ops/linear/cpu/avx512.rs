@@ -18,6 +18,9 @@ use std::arch::x86_64::*;
 
 /// How far ahead of its use memory is asked for.
 const PREFETCH_BYTES: usize = 4096;
+/// With fewer rows the core reads ahead as fast as memory gives by itself, and asking for more
+/// costs some percent.
+const PREFETCH_ROWS_MIN: usize = 4;
 
 pub fn kernel(dtype: DType) -> fn(&Job, &mut Sums) {
     use super::format::{Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
@@ -90,7 +93,9 @@ unsafe fn quantised<F: Quantised, const R: usize>(job: &Job, super_blocks: usize
             tile = tile.add(format.header_bytes);
             for _ in 0..format.blocks {
                 let block = unpack::<F>(header, tile);
-                prefetch::<F>(tile);
+                if R >= PREFETCH_ROWS_MIN {
+                    prefetch::<F>(tile);
+                }
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let correction = corrections.add(r * format.correction.count());
                     let values = values.add(r * BLOCK_LEN);
