@@ -4,6 +4,7 @@ pub mod arena;
 pub mod cpu;
 pub mod cuda;
 pub mod library;
+pub mod limits;
 pub mod memory;
 pub mod simd;
 pub mod thread_pool;

@@ -5,14 +5,22 @@
 //! size, so its results do not depend on its neighbours.
 #![allow(unsafe_code)]
 
+pub mod wide;
+
 use super::activations::{self, Rounded, scale_and_inverse};
 use super::format::{
-    BLOCK_LEN, Codes, Correction, NIBBLE_BYTES, Quantised, SCALE_BYTES, TILE_ROWS, WORD_BYTES,
-    WORDS,
+    BLOCK_LEN, Codes, Correction, LANES_BYTES, NIBBLE_BYTES, Quantised, Scales, TILE_ROWS,
+    WORD_BYTES, WORDS,
 };
 use super::{Job, Start, Sums};
 use crate::DType;
 use std::arch::x86_64::*;
+
+/// How far ahead of its use memory is asked for.
+const PREFETCH_BYTES: usize = 4096;
+/// With fewer rows the core reads ahead as fast as memory gives by itself, and asking for more
+/// costs some percent.
+const PREFETCH_ROWS_MIN: usize = 4;
 
 pub fn kernel(dtype: DType) -> fn(&Job, &mut Sums) {
     use super::format::{Q4_0, Q4K, Q5_0, Q5K, Q6K, Q8_0};
@@ -85,6 +93,9 @@ unsafe fn quantised<F: Quantised, const R: usize>(job: &Job, super_blocks: usize
             tile = tile.add(format.header_bytes);
             for _ in 0..format.blocks {
                 let block = unpack::<F>(header, tile);
+                if R >= PREFETCH_ROWS_MIN {
+                    prefetch::<F>(tile);
+                }
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let correction = corrections.add(r * format.correction.count());
                     let values = values.add(r * BLOCK_LEN);
@@ -98,6 +109,20 @@ unsafe fn quantised<F: Quantised, const R: usize>(job: &Job, super_blocks: usize
         }
     }
     store(&acc, sums);
+}
+
+/// Asks for as many bytes as a block has, some blocks after `tile`: the tile that follows in memory
+/// is the next to be read, and with several rows the core's own prefetching does not run far
+/// enough ahead of the products. An address that is not mapped is passed over.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn prefetch<F: Quantised>(tile: *const u8) {
+    if matches!(const { F::FORMAT.scales }, Scales::F32) {
+        return;
+    }
+    for line in (0..const { F::FORMAT.block_bytes() }).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(PREFETCH_BYTES + line).cast());
+    }
 }
 
 #[inline]
@@ -188,12 +213,18 @@ unsafe fn dot(mut dots: __m512i, words: [__m512i; 4], values: *const i8) -> __m5
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
 unsafe fn unpack<F: Quantised>(header: *const u8, block: *const u8) -> Block {
     let format = const { F::FORMAT };
-    // SAFETY: `block` has SCALE_BYTES and then the codes; `header` has one or two times 32 bytes
+    // SAFETY: `block` has its scales and then the codes; `header` has one or two times 32 bytes
     // where they are read.
     unsafe {
-        let words = unpack_codes::<F>(block.add(SCALE_BYTES));
+        let words = unpack_codes::<F>(block.add(format.scale_bytes()));
         let (low, high) = (block.cast::<__m128i>(), block.add(TILE_ROWS).cast::<__m128i>());
         let (scales, second) = match format.correction {
+            _ if matches!(format.scales, Scales::F32) => {
+                let has_second = format.scale_bytes() > LANES_BYTES;
+                // Where there is no second vector, it is not used.
+                let second = if has_second { block.add(LANES_BYTES) } else { block };
+                (_mm512_loadu_ps(block.cast()), _mm512_loadu_ps(second.cast()))
+            }
             Correction::Offset8 | Correction::Offset16 | Correction::Offset128 => {
                 (f16_lanes(block), _mm512_setzero_ps())
             }

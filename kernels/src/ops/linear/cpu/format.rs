@@ -18,6 +18,7 @@
 //! Plain numbers lie as \[k, 16\], bf16 as \[k / 2, 16, 2\].
 
 use crate::DType;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Rows of one tile: the f32 lanes of the widest vector.
@@ -35,6 +36,8 @@ pub const WORDS: usize = 8;
 pub const WORD_BYTES: usize = 64;
 /// Bytes of scales in front of a block's codes.
 pub const SCALE_BYTES: usize = 32;
+/// Bytes of one f32 for each row.
+pub const LANES_BYTES: usize = 4 * TILE_ROWS;
 /// Bytes of the low four bits of a block's codes: low nibbles are words 0..4, high nibbles words
 /// 4..8.
 pub const NIBBLE_BYTES: usize = WORDS * WORD_BYTES / 2;
@@ -79,9 +82,20 @@ impl Correction {
     }
 }
 
+/// How the scales of a block lie in front of its codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scales {
+    /// `SCALE_BYTES`, as the head of this file has it.
+    Packed,
+    /// 16 x f32 to multiply sums with. Then as many again where `Correction` has halves (those of
+    /// the second half) or minima (negated).
+    F32,
+}
+
 /// A quantised format when packed.
 #[derive(Debug, Clone, Copy)]
 pub struct Format {
+    pub scales: Scales,
     pub codes: Codes,
     pub correction: Correction,
     /// Blocks that share a header.
@@ -90,8 +104,16 @@ pub struct Format {
 }
 
 impl Format {
+    pub const fn scale_bytes(&self) -> usize {
+        match (self.scales, self.correction) {
+            (Scales::Packed, _) => SCALE_BYTES,
+            (Scales::F32, Correction::HalvesOffset32 | Correction::Minimum) => 2 * LANES_BYTES,
+            (Scales::F32, _) => LANES_BYTES,
+        }
+    }
+
     pub const fn block_bytes(&self) -> usize {
-        SCALE_BYTES
+        self.scale_bytes()
             + match self.codes {
                 Codes::Bits4 => NIBBLE_BYTES,
                 Codes::Bits5 => NIBBLE_BYTES + WORD_BYTES,
@@ -117,6 +139,7 @@ macro_rules! formats {
             pub struct $name;
             impl Quantised for $name {
                 const FORMAT: Format = Format {
+                    scales: Scales::Packed,
                     codes: Codes::$codes,
                     correction: Correction::$correction,
                     blocks: $blocks,
@@ -134,6 +157,20 @@ formats! {
     Q4K, Bits4, Minimum, 8, 64;
     Q5K, Bits5, Minimum, 8, 64;
     Q6K, Bits6, HalvesOffset32, 8, 32;
+}
+
+/// `F` unpacked: a byte for each code, scales ready to multiply with, no headers. Not how a weight is
+/// kept, but what some of its tiles become for the time that many rows of activations pass by.
+pub struct Wide<F>(PhantomData<F>);
+
+impl<F: Quantised> Quantised for Wide<F> {
+    const FORMAT: Format = Format {
+        scales: Scales::F32,
+        codes: Codes::Bits8,
+        correction: F::FORMAT.correction,
+        blocks: 1,
+        header_bytes: 0,
+    };
 }
 
 /// The packed form of `dtype`; none for plain numbers.

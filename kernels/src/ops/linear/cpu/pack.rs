@@ -25,9 +25,9 @@ pub struct Packed {
 pub struct Chunk {
     pub columns: Range<usize>,
     /// Bytes of a tile before these columns.
-    start: usize,
+    pub start: usize,
     /// Bytes of a tile in these columns.
-    bytes: usize,
+    pub bytes: usize,
 }
 
 impl Packed {
@@ -64,6 +64,10 @@ impl Packed {
 
     pub fn num_bytes(&self) -> usize {
         self.bytes.len()
+    }
+
+    pub fn tile_bytes(&self) -> usize {
+        self.tile_bytes
     }
 
     pub fn num_panels(&self) -> usize {

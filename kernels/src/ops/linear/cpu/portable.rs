@@ -75,7 +75,7 @@ struct Block {
 
 fn quantised<F: Quantised>(job: &Job, sums: &mut Sums) {
     let format = const { F::FORMAT };
-    let (rows, x) = (job.x.rows, &job.x);
+    let (rows, x) = (job.x.rows, job.x);
     sums.start(job);
     let mut at = 0;
     for super_block in job.tile.chunks_exact(format.super_block_bytes()) {
