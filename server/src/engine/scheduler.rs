@@ -186,7 +186,9 @@ impl Scheduler {
                 || self.must_make_way(&room)
                 || self.turns.iter().any(|turn| self.victim_for(turn, &room).is_some())
         };
-        if self.num_under_way > 0 && must_preempt() {
+        // Whoever comes meanwhile waits for one small step of the background, not for two.
+        let must_wait = || !self.has_interactive() && !self.background.is_quiet(now);
+        if self.num_under_way > 0 && (must_wait() || must_preempt()) {
             return None;
         }
         if self.num_under_way == 0 {

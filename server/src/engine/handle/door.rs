@@ -65,15 +65,24 @@ impl Waiting {
         let (own, most) = self.share(tenant, config);
         let requests = own.requests.saturating_add(num_sequences);
         if requests > most.requests {
-            let (waiting, waiting_max) = (own.requests, most.requests);
+            // Said of all that wait, of which the tenant's own are a part.
+            let waiting = self.reserved().requests;
+            let waiting_max = waiting - own.requests + most.requests;
             return Err(Rejected::QueueFull { waiting, waiting_max });
         }
         let tokens = own.tokens.saturating_add(num_tokens);
         if tokens > most.tokens {
-            return Err(Rejected::TooManyTokens { tokens, tokens_max: most.tokens });
+            return Err(self.too_many_tokens(own, most, tokens));
         }
         self.set(tenant, config, Places { requests, tokens });
         Ok(())
+    }
+
+    /// Said of all that wait. `tokens`: what the tenant's own would become.
+    fn too_many_tokens(&self, own: Places, most: Places, tokens: usize) -> Rejected {
+        let others = self.reserved().tokens - own.tokens;
+        let (tokens, tokens_max) = (others.saturating_add(tokens), others + most.tokens);
+        Rejected::TooManyTokens { tokens, tokens_max }
     }
 
     fn set(&mut self, tenant: Tenant, config: &EngineConfig, reserved: Places) {
@@ -151,7 +160,7 @@ impl Door {
                     waiting.set(tenant, config, Places { tokens, ..own });
                     return Ok(());
                 }
-                Rejected::TooManyTokens { tokens, tokens_max: most.tokens }
+                waiting.too_many_tokens(own, most, tokens)
             }
             Phase::Drained | Phase::Lost(_) => Rejected::EngineStopped,
         };

@@ -208,10 +208,10 @@ fn no_tenant_can_take_the_places_that_are_kept_for_another() {
     let of_second = admit(2, 1, 10).expect("its own");
     assert_eq!(
         admit(2, 1, 0).err(),
-        Some(Rejected::QueueFull { waiting: 1, waiting_max: 1 }),
+        Some(Rejected::QueueFull { waiting: 4, waiting_max: 4 }),
         "the common places are taken"
     );
-    assert!(matches!(admit(2, 0, 1), Err(Rejected::TooManyTokens { tokens: 11, tokens_max: 10 })));
+    assert!(matches!(admit(2, 0, 1), Err(Rejected::TooManyTokens { tokens: 41, tokens_max: 40 })));
     assert_eq!((handle.stats().waiting, handle.stats().waiting_tokens), (4, 40));
     drop(of_first);
     let rest = admit(2, 2, 20).expect("the common places are free again");

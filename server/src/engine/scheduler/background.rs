@@ -49,10 +49,12 @@ impl Background {
 
     /// The same while nobody does.
     pub fn alone(&self, tokens_max: usize, now: Instant) -> usize {
-        match self.last_interactive {
-            Some(last) if now.saturating_duration_since(last) < QUIET => part_of(tokens_max),
-            _ => tokens_max,
-        }
+        if self.is_quiet(now) { tokens_max } else { part_of(tokens_max) }
+    }
+
+    /// Whether nobody has waited for an answer for a while.
+    pub fn is_quiet(&self, now: Instant) -> bool {
+        self.last_interactive.is_none_or(|last| now.saturating_duration_since(last) >= QUIET)
     }
 }
 

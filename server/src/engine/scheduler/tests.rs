@@ -648,6 +648,22 @@ fn the_background_has_whole_steps_when_it_is_alone_and_small_ones_after_others()
 }
 
 #[test]
+fn no_step_of_the_background_is_planned_ahead_shortly_after_others() {
+    let mut bench = Bench::new(config());
+    bench.add(request(50..52, 1));
+    bench.step();
+    bench.add(in_background(request(0..40, 1)));
+    let first = bench.schedule().expect("work");
+    assert!(bench.schedule().is_none());
+    bench.commit(first);
+    let now = bench.start + Duration::from_secs(1000) + background::QUIET;
+    let plans = [(); 2].map(|()| bench.scheduler.schedule(now).expect("it is quiet"));
+    for plan in plans {
+        bench.commit(plan);
+    }
+}
+
+#[test]
 fn a_prefix_that_the_background_computes_is_computed_at_the_pace_of_who_awaits_it() {
     let mut bench = Bench::new(config());
     bench.add(in_background(request(0..40, 1)));
