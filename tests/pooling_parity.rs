@@ -13,37 +13,52 @@ use tests::observed::{Arrivals, run_engine};
 use tests::random::Random;
 use tests::serving::{Limits, TINY_VOCAB, start_group};
 
+/// How far values of an embedding, a score and the cosine with the golden embedding may be off.
+#[derive(Clone, Copy)]
+struct Tolerance {
+    value: f32,
+    score: f64,
+    cosine_min: f32,
+}
+
 /// Of the data, for a float32 server.
-const EMBEDDING_TOLERANCE: f32 = 1e-5;
-const SCORE_TOLERANCE: f64 = 1e-4;
+const EXACT: Tolerance = Tolerance { value: 1e-5, score: 1e-4, cosine_min: 0.99999 };
 /// The CPU keeps keys and values in F16, and multiplies BF16 weights in its own way. Measured over
 /// its instruction sets: 0.0008 of values up to 0.43, and 0.0007 of a score.
-const EMBEDDING_TOLERANCE_CPU: f32 = 2e-3;
-const SCORE_TOLERANCE_CPU: f64 = 1.5e-3;
-/// Of the data, on both.
-const COSINE_MIN: f32 = 0.99999;
+const CPU: Tolerance = Tolerance { value: 2e-3, score: 1.5e-3, cosine_min: 0.99999 };
+/// With BF16 products of the processor's own, activations are rounded to BF16 too. Measured: 0.0058
+/// of values, 0.014 of a score, a cosine of 0.99987.
+const CPU_BF16: Tolerance = Tolerance { value: 1.2e-2, score: 2.5e-2, cosine_min: 0.9997 };
+
+fn tolerance_of(backend: &Backend) -> Tolerance {
+    match backend {
+        Backend::Cpu(device) if device.isa == Isa::Avx512Bf16 => CPU_BF16,
+        Backend::Cpu(_) => CPU,
+        _ => EXACT,
+    }
+}
 
 #[test]
 fn reference_gives_the_golden_embeddings() {
-    check_embeddings(&Backend::Reference, EMBEDDING_TOLERANCE);
+    check_embeddings(&Backend::Reference);
 }
 
 #[test]
 fn cpu_gives_the_golden_embeddings_within_the_noise_of_its_arithmetic() {
     for backend in cpus() {
-        check_embeddings(&backend, EMBEDDING_TOLERANCE_CPU);
+        check_embeddings(&backend);
     }
 }
 
 #[test]
 fn reference_gives_the_golden_scores() {
-    check_scores(&Backend::Reference, SCORE_TOLERANCE);
+    check_scores(&Backend::Reference);
 }
 
 #[test]
 fn cpu_gives_the_golden_scores_within_the_noise_of_its_arithmetic() {
     for backend in cpus() {
-        check_scores(&backend, SCORE_TOLERANCE_CPU);
+        check_scores(&backend);
     }
 }
 
@@ -97,11 +112,12 @@ fn the_head_of_an_embedding_model_is_not_loaded() {
     assert!(bytes(&checkpoint) > without);
 }
 
-fn check_embeddings(backend: &Backend, tolerance: f32) {
+fn check_embeddings(backend: &Backend) {
+    let tolerance = tolerance_of(backend);
     let (path, golden) = open("qwen3-embedding");
     let inputs = golden.json["inputs"].as_array().unwrap();
     let prompts = inputs.iter().map(|input| ids(&input["ids"])).collect();
-    let mut worst = 0f32;
+    let (mut worst, mut lowest_cosine) = (0f32, 1f32);
     for (i, pooled) in pool(backend, &path, prompts, &Pooling::Hidden).iter().enumerate() {
         let Pooled::Hidden(hidden) = pooled else { panic!("{pooled:?}") };
         let mut check = |name: String, len: usize| {
@@ -109,7 +125,7 @@ fn check_embeddings(backend: &Backend, tolerance: f32) {
             let norm = hidden[..len].iter().map(|x| x * x).sum::<f32>().sqrt();
             assert_eq!(expected.len(), len, "{name}");
             let cosine: f32 = hidden.iter().zip(&expected).map(|(x, y)| x / norm * y).sum();
-            assert!(cosine >= COSINE_MIN, "{backend:?}, {name}: cosine {cosine}");
+            lowest_cosine = lowest_cosine.min(cosine);
             for (x, expected) in hidden.iter().zip(&expected) {
                 worst = worst.max((x / norm - expected).abs());
             }
@@ -118,11 +134,13 @@ fn check_embeddings(backend: &Backend, tolerance: f32) {
         let short = inputs[i]["truncated_dim"].as_u64().unwrap() as usize;
         check(format!("embedding_dim{short}.{i}"), short);
     }
-    println!("{backend:?}: embeddings differ by up to {worst}");
-    assert!(worst <= tolerance, "{backend:?}: {worst} above {tolerance}");
+    println!("{backend:?}: embeddings differ by up to {worst}, cosines from {lowest_cosine}");
+    assert!(worst <= tolerance.value, "{backend:?}: {worst} above {}", tolerance.value);
+    assert!(lowest_cosine >= tolerance.cosine_min, "{backend:?}: cosine {lowest_cosine}");
 }
 
-fn check_scores(backend: &Backend, tolerance: f64) {
+fn check_scores(backend: &Backend) {
+    let tolerance = tolerance_of(backend).score;
     let (path, golden) = open("qwen3-reranker");
     let pairs = golden.json["pairs"].as_array().unwrap();
     let prompts = pairs.iter().map(|pair| ids(&pair["ids"])).collect();

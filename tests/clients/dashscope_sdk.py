@@ -16,7 +16,8 @@ import dashscope.v2.errors
 import openai
 
 DATA = pathlib.Path(__file__).parent.parent / "data/models"
-SCORE_TOLERANCE = 1.5e-3
+# As in pooling_parity.rs, for processors that round activations to BF16.
+SCORE_TOLERANCE = 2.5e-2
 
 
 def check(condition, what):

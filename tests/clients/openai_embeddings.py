@@ -15,8 +15,9 @@ import sys
 import openai
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "data/models/qwen3-embedding/golden.json"
-# Of the CPU's arithmetic, as tests/pooling_parity.rs holds it.
-COSINE_TOLERANCE = 2e-3
+# Of the CPU's arithmetic, as tests/pooling_parity.rs holds it for processors that round activations
+# to BF16.
+COSINE_TOLERANCE = 1e-2
 
 
 def check(condition, what):

@@ -360,7 +360,10 @@ mod tests {
             json!({"allOf": by_name}),
             json!({"allOf": chosen}),
             json!({"allOf": refs, "$defs": named}),
-            json!({"properties": {"x": {"$ref": "#/$defs/a3"}, "y": {"allOf": ends}}, "$defs": turns}),
+            json!({
+                "properties": {"x": {"$ref": "#/$defs/a3"}, "y": {"allOf": ends}},
+                "$defs": turns,
+            }),
             json!({"items": {"additionalProperties": {"anyOf": [{"type": "null"}, all]}}}),
             json!({"type": "string", "format": "uri", "allOf": [
                 {"pattern": "(a|b|.c|.*d)*"}, {"pattern": "(a.*|.*b|[cd]+|.*)*"},
