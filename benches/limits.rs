@@ -124,7 +124,8 @@ impl Bench {
             false => work.ops as f64 / median(rates),
         };
         println!(
-            "{name:44} {:10.1} us {:7.1} GB/s {:7.1} GOP/s  read {:4.2}  compute {:4.2}  both {:4.2}",
+            "{name:44} {:10.1} us {:7.1} GB/s {:7.1} GOP/s  \
+             read {:4.2}  compute {:4.2}  both {:4.2}",
             time * 1e6,
             work.bytes as f64 / time * 1e-9,
             work.ops as f64 / time * 1e-9,

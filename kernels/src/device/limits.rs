@@ -1,6 +1,6 @@
-//! What a CPU can do at the most, measured: the yardsticks of the benches. Neither is a data sheet's
-//! number: on a shared host both change from minute to minute, so they are taken beside what they
-//! are compared with.
+//! What a CPU can do at the most, measured: the yardsticks of the benches. No data sheet has these
+//! numbers: on a shared host they change from minute to minute, so they are taken beside what is
+//! compared with them.
 #![allow(unsafe_code)]
 
 use super::arena::Arena;

@@ -117,7 +117,8 @@ unsafe fn quantised<F: Quantised, const R: usize>(job: &Job, super_blocks: usize
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn prefetch<F: Quantised>(tile: *const u8) {
-    if matches!(const { F::FORMAT.scales }, Scales::F32) {
+    // Where there is nothing to unpack, memory is the slower one.
+    if matches!(const { F::FORMAT.codes }, Codes::Bits8) {
         return;
     }
     for line in (0..const { F::FORMAT.block_bytes() }).step_by(64) {

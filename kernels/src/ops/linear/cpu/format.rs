@@ -159,8 +159,8 @@ formats! {
     Q6K, Bits6, HalvesOffset32, 8, 32;
 }
 
-/// `F` unpacked: a byte for each code, scales ready to multiply with, no headers. Not how a weight is
-/// kept, but what some of its tiles become for the time that many rows of activations pass by.
+/// `F` unpacked: a byte for each code, scales ready to multiply with, no headers. Not how a weight
+/// is kept, but what a piece of it becomes for the time that many rows of activations pass by.
 pub struct Wide<F>(PhantomData<F>);
 
 impl<F: Quantised> Quantised for Wide<F> {

@@ -22,8 +22,8 @@ pub fn widening(dtype: DType) -> Option<Widening> {
 }
 
 fn of<F: Quantised>() -> Widening {
-    // SAFETY: `linear_many` asserted that the machine has the instructions; `Widening::widen`, which
-    // alone calls this, asserted the lengths.
+    // SAFETY: `linear_many` asserted that the machine has the instructions; `Widening::widen`,
+    // which alone calls this, asserted the lengths.
     let widen = |packed: &[u8], out: &mut [u8]| unsafe { widen::<F>(packed, out) };
     Widening::new::<F>(widen, quantised_kernel::<format::Wide<F>>)
 }
