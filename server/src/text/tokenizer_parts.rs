@@ -209,7 +209,7 @@ fn known_merges<'a>(
     vocabulary: &Vocabulary,
     merges: impl Iterator<Item = (&'a str, &'a str)>,
 ) -> Result<Vec<Merge>, usize> {
-    let alphabet = ByteAlphabet::new();
+    let alphabet = ByteAlphabet::default();
     let mut bytes = Vec::new();
     let mut merge = |(left, right): (&str, &str)| {
         bytes.clear();

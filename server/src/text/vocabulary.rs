@@ -32,7 +32,7 @@ pub enum TokenKind {
 
 impl Vocabulary {
     pub fn new<'a>(entries: impl Iterator<Item = Entry<'a>>) -> Self {
-        let alphabet = ByteAlphabet::new();
+        let alphabet = ByteAlphabet::default();
         let mut table = Self {
             bytes: Vec::new(),
             starts: vec![0],
@@ -124,8 +124,8 @@ pub struct ByteAlphabet {
     byte_of_char: Vec<Option<u8>>,
 }
 
-impl ByteAlphabet {
-    pub fn new() -> Self {
+impl Default for ByteAlphabet {
+    fn default() -> Self {
         let mut byte_of_char = vec![None; 0x200];
         let mut next = 0x100;
         for byte in 0..=255u8 {
@@ -138,7 +138,9 @@ impl ByteAlphabet {
         }
         Self { byte_of_char }
     }
+}
 
+impl ByteAlphabet {
     /// Appends what `token` spells; false, and nothing, if a character is none of the alphabet.
     pub fn append_bytes(&self, token: &str, bytes: &mut Vec<u8>) -> bool {
         let start = bytes.len();
@@ -156,7 +158,7 @@ impl ByteAlphabet {
 /// The byte that each character of the alphabet spells.
 #[cfg(test)]
 pub(super) fn byte_of_char() -> Vec<Option<u8>> {
-    ByteAlphabet::new().byte_of_char
+    ByteAlphabet::default().byte_of_char
 }
 
 #[cfg(test)]

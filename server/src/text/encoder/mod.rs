@@ -27,7 +27,7 @@ pub struct Encoder {
     pattern: WordPattern,
     merges: Merges,
     /// As many as ever encoded at once; each caller takes the one that was used last.
-    scratch: Mutex<Vec<Box<Scratch>>>,
+    scratch: Mutex<Vec<Scratch>>,
 }
 
 #[derive(Default)]
@@ -92,7 +92,7 @@ impl Encoder {
         scratch.cache.insert(key, word, &ids[first..]);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Box<Scratch>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Scratch>> {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

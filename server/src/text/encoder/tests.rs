@@ -9,8 +9,8 @@ use super::*;
 
 /// Characters of every kind that the patterns or NFC tell apart, and of many scripts.
 const ALPHABET: &str = concat!(
-    "aAzZ sStTrReEvVmMlLdDſ''''    \t\n\r\r\u{b}\u{c}\u{85}\u{a0}\u{1680}\u{2028}\u{3000}0179٣५๙②Ⅷ𝟘",
-    "!.,;-_()<>|#/\"\\«»。，、！？€$§\u{0}\u{7f}\u{ad}\u{200b}\u{200d}\u{feff}\u{fffd}\u{ffff}",
+    "aAzZ sStTrReEvVmMlLdDſ''''    \t\n\r\r\u{85}\u{a0}\u{1680}\u{2028}\u{3000}0179٣५๙②Ⅷ𝟘",
+    "\u{b}\u{c}!.,;-_()<>|#/\"\\«»。，、！？€$§\u{0}\u{7f}\u{ad}\u{200b}\u{200d}\u{feff}\u{fffd}\u{ffff}",
     "éèüñçøßÅÅΩΩάώйёїאבّبَתשׁשּׁเก้ำกไคึ่देवनागरीক্ষোગુதமிழ்ొකොမြန်ခ្មែรླྀབོད",
     "한국어가각힣각ᆩᄒ好世界漢字日本かガか\u{3099}ﾊﾟ豈\u{fa0e}\u{2f800}𠀀😀👩🏽\u{fe0f}🇩🇪ℌⅫ",
     "\u{300}\u{301}\u{302}\u{307}\u{308}\u{30a}\u{315}\u{316}\u{31b}\u{323}\u{327}\u{328}\u{338}",
