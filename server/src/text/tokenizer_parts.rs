@@ -34,7 +34,7 @@ pub struct TokenizerParts {
 }
 
 pub enum Encoding {
-    Own(Encoder),
+    Own(Box<Encoder>),
     /// What our own does not know. Takes special tokens in its input for plain text.
     Crate(Box<tokenizers::Tokenizer>),
 }
@@ -97,7 +97,7 @@ fn parts_of_file(
     let (added, vocabulary) = (added_tokens(&inner), vocabulary(&inner));
     let may_cut = known_words(&inner).is_some() && added.iter().all(|(_, token)| is_solid(token));
     let encoding = match own_encoder(&inner, merges, &vocabulary, &added) {
-        Ok(encoder) => Encoding::Own(encoder),
+        Ok(encoder) => Encoding::Own(Box::new(encoder)),
         Err(reason) => {
             let path = path.display();
             tracing::info!(%path, reason, "text is encoded by the tokenizers crate, more slowly");
@@ -266,7 +266,7 @@ fn parts_of_gguf(gguf: &GgufTokenizer) -> Result<TokenizerParts, TextStartError>
     let added: Vec<_> = added.collect();
     let may_cut = added.iter().all(|(_, token)| is_solid(token));
     Ok(TokenizerParts {
-        encoding: Encoding::Own(encoder),
+        encoding: Encoding::Own(Box::new(encoder)),
         vocabulary,
         added,
         named_special: gguf_named_special(gguf),

@@ -10,13 +10,13 @@ use super::*;
 /// Characters of every kind that the patterns or NFC tell apart, and of many scripts.
 const ALPHABET: &str = concat!(
     "aAzZ sStTrReEvVmMlLdDſ''''    \t\n\r\r\u{85}\u{a0}\u{1680}\u{2028}\u{3000}0179٣५๙②Ⅷ𝟘",
-    "\u{b}\u{c}!.,;-_()<>|#/\"\\«»。，、！？€$§\u{0}\u{7f}\u{ad}\u{200b}\u{200d}\u{feff}\u{fffd}\u{ffff}",
+    "!.,;-_()<>|#/\"\\«»。，、！？€$§\u{0}\u{7f}\u{ad}\u{200b}\u{200d}\u{feff}\u{fffd}\u{ffff}",
     "éèüñçøßÅÅΩΩάώйёїאבّبَתשׁשּׁเก้ำกไคึ่देवनागरीক্ষোગુதமிழ்ొකොမြန်ခ្មែรླྀབོད",
     "한국어가각힣각ᆩᄒ好世界漢字日本かガか\u{3099}ﾊﾟ豈\u{fa0e}\u{2f800}𠀀😀👩🏽\u{fe0f}🇩🇪ℌⅫ",
     "\u{300}\u{301}\u{302}\u{307}\u{308}\u{30a}\u{315}\u{316}\u{31b}\u{323}\u{327}\u{328}\u{338}",
     "\u{340}\u{344}\u{345}\u{35c}\u{360}\u{5b0}\u{5bc}\u{64b}\u{651}\u{93c}\u{9be}\u{bbe}\u{c56}",
     "\u{dcf}\u{e38}\u{e48}\u{f71}\u{f72}\u{1039}\u{1b35}\u{1dc0}\u{20d0}\u{302a}\u{1d165}\u{1d16d}",
-    "\u{378}\u{e000}\u{f8ff}\u{e0001}\u{e0100}\u{10ffff}\u{1e8d0}\u{11127}\u{16ff0}\u{1f1e6}",
+    "\u{378}\u{e000}\u{f8ff}\u{e0001}\u{e0100}\u{10ffff}\u{1e8d0}\u{11127}\u{16ff0}\u{b}\u{c}",
 );
 
 /// Pseudo-random numbers (xorshift).
