@@ -31,7 +31,7 @@ pub const WHITESPACE: &str = r" |\n[ \t]{0,40}";
 const COMPILE_TIME_MAX: Duration = Duration::from_millis(1500);
 /// Grammars being compiled, each on a thread of its own, so that a slow one holds up no other; more
 /// are refused.
-const COMPILING_MAX: usize = 32;
+const COMPILING_MAX: usize = 16;
 /// Compiled grammars and refusals that are kept, the ones used last.
 const KEPT_MAX: usize = 128;
 /// Brackets within each other in a regular expression or grammar. Those in strings and classes
@@ -39,8 +39,10 @@ const KEPT_MAX: usize = 128;
 const NESTING_MAX: usize = 2000;
 /// Characters of a parser's own explanation that are passed on.
 pub(super) const REASON_CHARS_MAX: usize = 400;
-/// Of the compiling threads: below whatever computes or answers.
-const COMPILE_NICENESS: i32 = 19;
+/// Of the compiling threads: beside a thread that computes all the time one of them gets some four
+/// per cent of a core, which is enough for ordinary grammars within `COMPILE_TIME_MAX`, and little
+/// enough for whoever computes.
+const COMPILE_NICENESS: i32 = 14;
 const CORES_PER_MASK_THREAD: usize = 8;
 
 const LIMITS: ParserLimits = ParserLimits {
@@ -306,10 +308,13 @@ impl Shared {
             GrammarSource::Regex(_) | GrammarSource::Choice(_) => {}
         }
         let matcher = Matcher::new(factory.create_parser(source.grammar()));
-        match matcher.get_error() {
-            None => Ok(Grammar { start: Mutex::new(matcher) }),
-            Some(reason) => Err(reason.chars().take(REASON_CHARS_MAX).collect()),
+        let short = |reason: String| reason.chars().take(REASON_CHARS_MAX).collect::<String>();
+        if let Some(reason) = matcher.get_error() {
+            return Err(short(reason));
         }
+        // Some can be read and not followed: that shows here, where it costs nobody else's time.
+        matcher.deep_clone().compute_mask().map_err(|error| short(error.to_string()))?;
+        Ok(Grammar { start: Mutex::new(matcher) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
