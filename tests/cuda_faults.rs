@@ -97,9 +97,9 @@ fn stream(mut command: Command, max_tokens: usize) -> Seen {
     });
     let mut answer = server.connect();
     answer.write_all(&post_bytes("/v1/completions", &body.to_string())).expect("a connection");
-    let (head, rest) = Answer::read_head(&mut answer);
+    let head = Answer::read_head(&mut answer);
     assert_eq!(head.status, 200);
-    let mut body = Body { stream: &mut answer, rest };
+    let mut body = Body::new(&mut answer);
     let (mut num_tokens, mut last, mut since) = (0, String::new(), Instant::now());
     while let Some(piece) = body.chunk() {
         let text = String::from_utf8(piece).expect("text");

@@ -279,7 +279,10 @@ fn a_client_that_leaves_frees_what_it_held() {
     let body = json!({"input": many}).to_string();
     let bytes = tests::http::post_bytes("/v1/embeddings", &body);
     std::io::Write::write_all(&mut stream, &bytes).expect("the server reads");
-    server.wait_for_metric("monsoon_requests_started_total", 16.0);
+    // Some compute; how many of the others came in time for the same plan is a matter of luck.
+    while server.metric("monsoon_requests_started_total") < 1.0 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
     drop(stream);
     server.wait_for_metric(r#"monsoon_request_success_total{finished_reason="abort"}"#, 20.0);
     server.gate.open();

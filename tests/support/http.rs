@@ -451,8 +451,8 @@ pub struct Answer {
 
 impl Answer {
     pub fn read(stream: &mut TcpStream) -> Answer {
-        let (mut answer, rest) = Self::read_head(stream);
-        let mut body = Body { stream, rest };
+        let mut answer = Self::read_head(stream);
+        let mut body = Body::new(stream);
         if answer.header("transfer-encoding") == Some("chunked") {
             while let Some(chunk) = body.chunk() {
                 answer.body.extend(chunk);
@@ -464,16 +464,14 @@ impl Answer {
         answer
     }
 
-    /// Reads up to the end of the head; what was read beyond it comes back too.
-    pub fn read_head(stream: &mut TcpStream) -> (Answer, Vec<u8>) {
+    /// Reads up to the end of the head.
+    pub fn read_head(stream: &mut TcpStream) -> Answer {
         let mut bytes = Vec::new();
-        let end = loop {
-            if let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
-                break end;
-            }
-            read_more(stream, &mut bytes);
-        };
-        let head = String::from_utf8(bytes[..end].to_vec()).expect("text");
+        while !bytes.ends_with(b"\r\n\r\n") {
+            read_more(stream, &mut bytes, 1);
+        }
+        let head = String::from_utf8(bytes).expect("text");
+        let head = head.trim_end();
         let mut lines = head.split("\r\n");
         let status = lines.next().expect("a status line")[9..12].parse().expect("a code");
         let headers = lines.map(|line| {
@@ -481,7 +479,7 @@ impl Answer {
             (name.to_ascii_lowercase(), value.to_owned())
         });
         let answer = Answer { status, headers: headers.collect(), body: Vec::new() };
-        (answer, bytes[end + 4..].to_vec())
+        answer
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -549,14 +547,19 @@ fn mask(text: &str, before: &str, masked: impl Fn(char) -> bool) -> String {
 
 /// Reads a body piece by piece.
 pub struct Body<'a> {
-    pub stream: &'a mut TcpStream,
-    pub rest: Vec<u8>,
+    stream: &'a mut TcpStream,
+    rest: Vec<u8>,
 }
 
-impl Body<'_> {
+impl<'a> Body<'a> {
+    pub fn new(stream: &'a mut TcpStream) -> Self {
+        Self { stream, rest: Vec::new() }
+    }
+
     fn take(&mut self, length: usize) -> Vec<u8> {
         while self.rest.len() < length {
-            read_more(self.stream, &mut self.rest);
+            let missing = length - self.rest.len();
+            read_more(self.stream, &mut self.rest, missing);
         }
         self.rest.drain(..length).collect()
     }
@@ -567,7 +570,7 @@ impl Body<'_> {
             if let Some(end) = self.rest.windows(2).position(|w| w == b"\r\n") {
                 break end;
             }
-            read_more(self.stream, &mut self.rest);
+            read_more(self.stream, &mut self.rest, 1);
         };
         let line: Vec<u8> = self.rest.drain(..end + 2).collect();
         let line = std::str::from_utf8(&line[..end]).expect("text");
@@ -578,9 +581,11 @@ impl Body<'_> {
     }
 }
 
-fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) {
+/// Reads at most so many bytes: what comes behind an answer belongs to the next one.
+fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>, most: usize) {
     let mut buffer = [0; 4096];
-    let length = stream.read(&mut buffer).expect("the server answers");
+    let most = most.min(buffer.len());
+    let length = stream.read(&mut buffer[..most]).expect("the server answers");
     assert!(length > 0, "the answer broke off after {}", String::from_utf8_lossy(bytes));
     bytes.extend_from_slice(&buffer[..length]);
 }
