@@ -478,8 +478,7 @@ impl Answer {
             let (name, value) = line.split_once(": ").expect("a header");
             (name.to_ascii_lowercase(), value.to_owned())
         });
-        let answer = Answer { status, headers: headers.collect(), body: Vec::new() };
-        answer
+        Answer { status, headers: headers.collect(), body: Vec::new() }
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
