@@ -169,7 +169,11 @@ fn check_schedules_by(
         let (limits, arrivals) = if seed == 0 { (ROOMY, Arrivals::AtOnce) } else { tight(seed) };
         let policy = random.pick(&[PolicyKind::Fcfs, PolicyKind::Priority]);
         let caching = if seed == 0 { PrefixCaching::Disabled } else { PrefixCaching::Enabled };
-        let config = engine_config(limits, policy, caching, overlap);
+        let config = EngineConfig {
+            // Chunks deep in a prompt get shorter.
+            double_cost_context: if seed % 2 == 1 { 32 } else { usize::MAX },
+            ..engine_config(limits, policy, caching, overlap)
+        };
         let group = start_group(backend, path, limits, TINY_VOCAB);
         let what = format!("{path:?}, {backend:?}, seed {seed}, {config:?}");
         let (together, stats, observed) =

@@ -48,7 +48,7 @@ impl Limits {
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_model_len: MODEL_LEN_MAX,
-            double_cost_context: 32,
+            double_cost_context: usize::MAX,
             waiting_requests_max: 1000,
             waiting_tokens_max: 1_000_000,
             policy: PolicyKind::Fcfs,
