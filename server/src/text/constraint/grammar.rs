@@ -39,10 +39,10 @@ const KEPT_MAX: usize = 128;
 const NESTING_MAX: usize = 2000;
 /// Characters of a parser's own explanation that are passed on.
 pub(super) const REASON_CHARS_MAX: usize = 400;
-/// Of the compiling threads: beside a thread that computes all the time one of them gets some four
+/// Of the compiling threads: beside a thread that computes all the time one of them gets some ten
 /// per cent of a core, which is enough for ordinary grammars within `COMPILE_TIME_MAX`, and little
 /// enough for whoever computes.
-const COMPILE_NICENESS: i32 = 14;
+const COMPILE_NICENESS: i32 = 10;
 const CORES_PER_MASK_THREAD: usize = 8;
 
 const LIMITS: ParserLimits = ParserLimits {
