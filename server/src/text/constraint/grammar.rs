@@ -31,7 +31,7 @@ pub const WHITESPACE: &str = r" |\n[ \t]{0,40}";
 const COMPILE_TIME_MAX: Duration = Duration::from_millis(1500);
 /// Grammars being compiled, each on a thread of its own, so that a slow one holds up no other; more
 /// are refused.
-const COMPILING_MAX: usize = 16;
+const COMPILING_MAX: usize = 8;
 /// Compiled grammars and refusals that are kept, the ones used last.
 const KEPT_MAX: usize = 128;
 /// Brackets within each other in a regular expression or grammar. Those in strings and classes
@@ -39,10 +39,10 @@ const KEPT_MAX: usize = 128;
 const NESTING_MAX: usize = 2000;
 /// Characters of a parser's own explanation that are passed on.
 pub(super) const REASON_CHARS_MAX: usize = 400;
-/// Of the compiling threads: beside a thread that computes all the time one of them gets some ten
+/// Of the compiling threads: beside a thread that computes all the time one of them gets some two
 /// per cent of a core, which is enough for ordinary grammars within `COMPILE_TIME_MAX`, and little
 /// enough for whoever computes.
-const COMPILE_NICENESS: i32 = 10;
+const COMPILE_NICENESS: i32 = 17;
 const CORES_PER_MASK_THREAD: usize = 8;
 
 const LIMITS: ParserLimits = ParserLimits {
