@@ -97,8 +97,11 @@ async function typeAndStream(browser) {
   // The live view has seen it.
   await page.waitForFunction(() => document.getElementById("ttft").textContent !== "–");
   await page.waitForFunction(() => document.getElementById("itl").textContent !== "–");
-  const trend = await page.getAttribute("#trend polyline", "points");
-  check(trend.split(" ").length > 1, "the throughput has a line");
+  // A line has two points, each of them seen at another moment.
+  await page.waitForFunction(() => {
+    const points = document.querySelector("#trend polyline").getAttribute("points");
+    return points.split(" ").length > 1;
+  });
   // Equal seeds give equal answers; the conversation goes on.
   await set(page, "Temperature", "1");
   await set(page, "Seed", "7");
