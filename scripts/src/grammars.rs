@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Threads of the server whose names begin so compile one grammar each.
+/// Threads of the server whose names begin so compile grammars.
 const COMPILING: &str = "grammar-";
 /// Of an answer, where a grammar turns out to be too much only while it is followed.
 const TOKENS: usize = 16;
@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
         beside.push(measured?);
         sent.extend(answers?.into_iter().flatten());
         // What was begun goes on for a while.
-        while server.num_threads(COMPILING)? > 0 {
+        while server.num_running(COMPILING)? > 0 {
             std::thread::sleep(Duration::from_millis(100));
         }
     }

@@ -82,13 +82,16 @@ impl Server {
         Ok(line.split_whitespace().nth(1).context("VmRSS value")?.parse()?)
     }
 
-    /// How many of its threads have a name that begins so.
-    pub fn num_threads(&self, name: &str) -> Result<usize> {
+    /// How many of its threads with a name that begins so are computing, or would if they could.
+    pub fn num_running(&self, name: &str) -> Result<usize> {
         let mut found = 0;
         for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
             // One that has just ended is not there any more.
-            let comm = std::fs::read_to_string(task?.path().join("comm"));
-            found += usize::from(comm.is_ok_and(|comm| comm.starts_with(name)));
+            let Ok(stat) = std::fs::read_to_string(task?.path().join("stat")) else { continue };
+            // "ID (NAME) STATE ..."
+            let parts = stat.split_once(" (").and_then(|(_, rest)| rest.rsplit_once(") "));
+            let (comm, rest) = parts.context("a thread's name")?;
+            found += usize::from(comm.starts_with(name) && rest.starts_with('R'));
         }
         Ok(found)
     }

@@ -7,4 +7,5 @@ pub mod library;
 pub mod limits;
 pub mod memory;
 pub mod simd;
+pub mod thread;
 pub mod thread_pool;

@@ -173,18 +173,6 @@ pub fn pin_current_thread(core: usize) {
     let _ = core;
 }
 
-/// Lets the calling thread give way to others, as nice(1) has it; does nothing where the system
-/// does not allow it.
-pub fn set_niceness(niceness: i32) {
-    #[cfg(target_os = "linux")]
-    // SAFETY: only numbers are passed; on Linux 0 names the calling thread alone.
-    unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, niceness);
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = niceness;
-}
-
 fn worker_loop(shared: &Shared) {
     let mut last_seen = 0;
     while let Some(number) = wait_for_job(shared, last_seen) {

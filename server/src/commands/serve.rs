@@ -67,6 +67,9 @@ pub async fn run(config: ServeConfig, others: Option<Others>) -> Result<(), Comm
     let text = summary::summary(&config, &loaded, address, start.elapsed());
     let Loaded { serving, engine_thread, lost, watch, .. } = loaded;
     let engine = serving.engine.clone();
+    if matches!(serving.model.task, http::Task::Generate) {
+        serving.text.prepare_grammars();
+    }
     state.set_serving(serving);
     // A closed standard output is no reason to stop serving.
     let _ = std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush());

@@ -172,6 +172,14 @@ impl TextStage {
         self.takes_reasoning_effort
     }
 
+    /// Begins to make what every grammar needs, behind everything else.
+    pub fn prepare_grammars(&self) {
+        let grammars = Arc::clone(&self.grammars);
+        let thread = std::thread::Builder::new().name("grammar-tables".into());
+        // Without a thread the first grammar makes it.
+        let _ = thread.spawn(move || grammars.prepare());
+    }
+
     /// Errors: a grammar that cannot be held, or not within the bounds; `Busy`: ask again.
     pub async fn compile_grammar(
         &self,

@@ -7,7 +7,8 @@
 
 use super::super::vocabulary::Vocabulary;
 use super::intersections::{check_lark, check_schema};
-use super::workers::Workers;
+use super::workers::{Manners, Workers};
+use kernels::device::thread::Thread;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokRxInfo, TokTrie};
@@ -29,9 +30,27 @@ pub const CHOICES_MAX: usize = 1024;
 pub const WHITESPACE: &str = r" |\n[ \t]{0,40}";
 /// Whoever asked is refused after so long. What was begun goes on and is kept.
 const COMPILE_TIME_MAX: Duration = Duration::from_millis(1500);
-/// Grammars being compiled, each on a thread of its own, so that a slow one holds up no other; more
-/// are refused.
-const COMPILING_MAX: usize = 8;
+/// Grammars being compiled, or about to be; more are refused.
+const COMPILING_MAX: usize = 16;
+/// Threads that compile one grammar each. Beside a thread that computes all the time one of them
+/// gets 4 % of a core, which is 60 ms within `COMPILE_TIME_MAX`, where an ordinary grammar needs
+/// less than 10; one that needs more gives its place to the next, and gets 1.5 %.
+const COMPILE_MANNERS: Manners = Manners {
+    num_threads: 4,
+    niceness: 14,
+    patience: Duration::from_millis(60),
+    niceness_late: 19,
+    late_max: 8,
+};
+/// Threads that compute masks: each token of an answer waits for one, mostly for less than 0.2 ms.
+/// A grammar with more states than anyone needs may take tens, beside which others compute.
+const MASK_MANNERS: Manners = Manners {
+    num_threads: 1,
+    niceness: 0,
+    patience: Duration::from_millis(2),
+    niceness_late: 10,
+    late_max: 2,
+};
 /// Compiled grammars and refusals that are kept, the ones used last.
 const KEPT_MAX: usize = 128;
 /// Brackets within each other in a regular expression or grammar. Those in strings and classes
@@ -39,10 +58,8 @@ const KEPT_MAX: usize = 128;
 const NESTING_MAX: usize = 2000;
 /// Characters of a parser's own explanation that are passed on.
 pub(super) const REASON_CHARS_MAX: usize = 400;
-/// Of the compiling threads: beside a thread that computes all the time one of them gets some two
-/// per cent of a core, which is enough for ordinary grammars within `COMPILE_TIME_MAX`, and little
-/// enough for whoever computes.
-const COMPILE_NICENESS: i32 = 17;
+/// Of the thread that makes what all grammars need, some 0.4 s of work.
+const PREPARE_NICENESS: i32 = 10;
 const CORES_PER_MASK_THREAD: usize = 8;
 
 const LIMITS: ParserLimits = ParserLimits {
@@ -95,6 +112,7 @@ pub struct Grammar {
 /// The grammars of one tokenizer.
 pub struct Grammars {
     shared: Arc<Shared>,
+    compiling: Workers,
     /// Compute what may come next in answers.
     masks: Arc<Workers>,
 }
@@ -135,10 +153,19 @@ impl Grammars {
         let shared =
             Shared { vocabulary, factory: OnceLock::new(), kept: Mutex::new(Kept::default()) };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let num_threads = (cores / CORES_PER_MASK_THREAD).max(1);
         Ok(Grammars {
             shared: Arc::new(shared),
-            masks: Arc::new(Workers::start("mask", cores / CORES_PER_MASK_THREAD, 0)?),
+            compiling: Workers::start("grammar", COMPILE_MANNERS)?,
+            masks: Arc::new(Workers::start("mask", Manners { num_threads, ..MASK_MANNERS })?),
         })
+    }
+
+    /// Makes what every grammar needs, which takes a while, so that the first to ask need not wait
+    /// for it. The calling thread gives way to others from now on.
+    pub fn prepare(&self) {
+        Thread::current().set_niceness(PREPARE_NICENESS);
+        self.shared.factory();
     }
 
     pub(in super::super) fn workers(&self) -> Arc<Workers> {
@@ -155,12 +182,7 @@ impl Grammars {
             Found::Waits(answer) => answer,
             Found::New(answer) => {
                 let shared = Arc::clone(&self.shared);
-                let threads = Workers::start("grammar", 1, COMPILE_NICENESS);
-                match threads {
-                    // It ends after its only job.
-                    Ok(threads) => threads.add(move || shared.compile(key, source)),
-                    Err(_) => return Err(self.shared.lock().forget(key)),
-                }
+                self.compiling.add(move || shared.compile(key, source));
                 answer
             }
         };
@@ -300,8 +322,7 @@ impl Shared {
     }
 
     fn try_compile(&self, source: GrammarSource) -> Result<Grammar, String> {
-        let factory = self.factory.get_or_init(|| new_factory(&self.vocabulary));
-        let factory = factory.as_ref().map_err(String::clone)?;
+        let factory = self.factory().as_ref().map_err(String::clone)?;
         match &source {
             GrammarSource::Json { schema, .. } => check_schema(schema)?,
             GrammarSource::Lark(text) => check_lark(text)?,
@@ -315,6 +336,10 @@ impl Shared {
         // Some can be read and not followed: that shows here, where it costs nobody else's time.
         matcher.deep_clone().compute_mask().map_err(|error| short(error.to_string()))?;
         Ok(Grammar { start: Mutex::new(matcher) })
+    }
+
+    fn factory(&self) -> &Result<ParserFactory, String> {
+        self.factory.get_or_init(|| new_factory(&self.vocabulary))
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -347,14 +372,6 @@ impl Kept {
                 Ok(Found::New(answer))
             }
         }
-    }
-
-    /// It was not begun, for want of a thread: whoever waits is told that no answer comes.
-    fn forget(&mut self, key: [u8; 32]) -> GrammarError {
-        let grammars = self.num_compiling;
-        self.num_compiling -= 1;
-        self.grammars.remove(&key);
-        GrammarError::Busy { grammars, grammars_max: COMPILING_MAX }
     }
 
     /// Returns who waits for it.
