@@ -1,11 +1,11 @@
 //! The project's chores, run as `cargo xtask CHORE`.
 
+mod bench_peers;
 mod beside;
 mod clients;
 mod cuda_toolchain;
 mod debian;
 mod docs;
-mod floor;
 mod fuzz;
 mod grammars;
 mod kernel_report;
@@ -55,8 +55,9 @@ enum Chore {
     /// Measure what grammars that cannot be held cost those who stream: the same load without and
     /// with clients that send nothing else
     Grammars(grammars::Args),
-    /// Compare speed with llama.cpp's server on the same file, in turns
-    Floor(floor::Args),
+    /// Compare speed with llama.cpp's server on the same file, in turns, and both with what the
+    /// machine can do
+    BenchPeers(bench_peers::Args),
     /// Build the Virtual GPU, on which CUDA code runs without a GPU, and say how to use it
     VirtualGpu(virtual_gpu::Args),
 }
@@ -75,7 +76,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Beside(args) => beside::run(&args),
         Chore::Neighbours(args) => neighbours::run(&args),
         Chore::Grammars(args) => grammars::run(&args),
-        Chore::Floor(args) => floor::run(&args),
+        Chore::BenchPeers(args) => bench_peers::run(&args),
         Chore::VirtualGpu(args) => virtual_gpu::run(&args),
     }
 }
