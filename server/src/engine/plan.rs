@@ -36,7 +36,8 @@ pub struct Chunk {
     /// Position of the first token.
     pub start: usize,
     /// Blocks of positions 0, block_size, ...; enough for start + num_tokens() tokens.
-    pub block_table: Vec<BlockId>,
+    #[serde(with = "shared")]
+    pub block_table: Arc<Vec<BlockId>>,
     /// Present when the chunk ends at the sequence's last token: then the next one is sampled.
     pub sample: Option<SampleStep>,
     /// Prompt tokens to score, when the request asked for it.

@@ -22,7 +22,7 @@ fn chunk(start: usize, num_tokens: usize) -> Chunk {
         sequence: SequenceId(1),
         input: ChunkInput::Known(vec![TokenId(1); num_tokens]),
         start,
-        block_table: vec![BlockId(0)],
+        block_table: Arc::new(vec![BlockId(0)]),
         sample: None,
         prompt_logprobs: None,
         pooling: None,
