@@ -4,7 +4,7 @@
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use models::TokenId;
 use server::engine::{
-    CacheSalt, ChunkOutput, Engine, EngineConfig, Lane, Overlap, PLANS_UNDER_WAY_MAX, Plan,
+    CacheSalt, ChunkOutput, Engine, EngineConfig, Event, Lane, Overlap, PLANS_UNDER_WAY_MAX, Plan,
     PolicyKind, PrefixCaching, Request, Runner, RunnerError, SampledToken, SamplingParams,
     SequenceId, StepOutput, Tenant, TenantId,
 };
@@ -21,6 +21,7 @@ const CONTEXT: usize = 3_700;
 /// Answers at once with made-up tokens.
 struct Instantly {
     under_way: VecDeque<StepOutput>,
+    spare: Vec<ChunkOutput>,
     spent: Duration,
 }
 
@@ -31,7 +32,8 @@ impl Runner for Instantly {
             sampled: samples.then_some(SampledToken { token: TokenId(7), logprobs: None }),
             ..ChunkOutput::default()
         };
-        let chunks = plan.chunks.iter().map(|chunk| output(chunk.sample.is_some())).collect();
+        let mut chunks = std::mem::take(&mut self.spare);
+        chunks.extend(plan.chunks.iter().map(|chunk| output(chunk.sample.is_some())));
         self.under_way.push_back(StepOutput { chunks });
         self.spent += start.elapsed();
         Ok(())
@@ -39,6 +41,10 @@ impl Runner for Instantly {
 
     fn collect(&mut self) -> Result<StepOutput, RunnerError> {
         Ok(self.under_way.pop_front().expect("a plan is under way"))
+    }
+
+    fn take_back(&mut self, room: Vec<ChunkOutput>) {
+        self.spare = room;
     }
 }
 
@@ -73,6 +79,7 @@ struct Busy {
     first_id: u64,
     next_id: u64,
     steps_left: usize,
+    events: Vec<(SequenceId, Event)>,
 }
 
 impl Busy {
@@ -92,10 +99,19 @@ impl Busy {
         };
         let runner = Instantly {
             under_way: VecDeque::with_capacity(PLANS_UNDER_WAY_MAX),
+            spare: Vec::new(),
             spent: Duration::ZERO,
         };
         let engine = Engine::new(config, runner);
-        Busy { load, engine, now: Instant::now(), first_id: 0, next_id: 0, steps_left: 0 }
+        Busy {
+            load,
+            engine,
+            now: Instant::now(),
+            first_id: 0,
+            next_id: 0,
+            steps_left: 0,
+            events: Vec::new(),
+        }
     }
 
     /// Lets all end, and fills it anew.
@@ -137,8 +153,10 @@ impl Busy {
     }
 
     fn step(&mut self) -> usize {
-        let events = self.engine.step(self.now).expect("the runner never fails");
-        events.len()
+        self.engine.launch(self.now).expect("the runner never fails");
+        self.events.clear();
+        self.engine.collect_into(&mut self.events).expect("the runner never fails");
+        self.events.len()
     }
 
     /// The time that so many steps take, without the runner's.

@@ -2,7 +2,7 @@
 
 use super::blocks::{BlockManager, PrefixCaching};
 use super::constraint::Wake;
-use super::plan::{Chunk, Plan, SequenceId, StepOutput};
+use super::plan::{Chunk, ChunkOutput, Plan, SequenceId, StepOutput};
 use super::policy::{FairShare, Flow, Policy, PolicyKind};
 use super::request::{EngineError, Event, FinishReason, Lane, Request};
 use super::runner::Overlap;
@@ -256,13 +256,23 @@ impl Scheduler {
     ///
     /// Their blocks were released then, though this plan may have written to them: steps run in
     /// order, so whoever got them since writes later, and only committed contents are cached.
-    pub fn commit(&mut self, plan: Plan, output: StepOutput) -> Vec<(SequenceId, Event)> {
-        assert_eq!(plan.chunks.len(), output.chunks.len(), "one output for each chunk");
-        self.num_under_way -= 1;
+    pub fn commit(&mut self, plan: Plan, mut output: StepOutput) -> Vec<(SequenceId, Event)> {
         let mut events = Vec::with_capacity(plan.chunks.len());
+        self.commit_into(&mut events, plan, &mut output.chunks);
+        events
+    }
+
+    /// As `commit`, with the results of the plan's chunks; what is left of them means nothing.
+    pub fn commit_into(
+        &mut self,
+        events: &mut Vec<(SequenceId, Event)>,
+        plan: Plan,
+        results: &mut [ChunkOutput],
+    ) {
+        assert_eq!(plan.chunks.len(), results.len(), "one output for each chunk");
+        self.num_under_way -= 1;
         let mut num_wasted = plan.num_tokens();
         // Turns may have changed since it was made, so those that run may stand in another order.
-        let mut results = output.chunks;
         let mut num_ended = 0;
         for sequence in &mut self.running {
             let Some(place) = sequence.place_in(plan.step) else { continue };
@@ -289,7 +299,6 @@ impl Scheduler {
         self.stats.wasted_tokens += num_wasted as u64;
         self.spare_chunks = plan.chunks;
         self.spare_chunks.clear();
-        events
     }
 
     /// Sequences scheduled for the first time since the last call.

@@ -21,6 +21,8 @@ pub struct TimingRunner {
     tokens: Vec<TokenId>,
     /// Outputs not collected, the oldest first, and when the device will have them.
     under_way: VecDeque<(StepOutput, Option<Instant>)>,
+    /// Room for the next output.
+    spare: Vec<ChunkOutput>,
     /// When the device has computed all that it was given.
     free_at: Option<Instant>,
 }
@@ -29,7 +31,7 @@ impl TimingRunner {
     /// `tokens`: the ones it samples from, at least one.
     pub fn new(times: GpuTimes, tokens: Vec<TokenId>) -> Self {
         assert!(!tokens.is_empty(), "there is something to sample");
-        Self { times, tokens, under_way: VecDeque::new(), free_at: None }
+        Self { times, tokens, under_way: VecDeque::new(), spare: Vec::new(), free_at: None }
     }
 
     /// When a step that is launched now and takes so long is done; None: it takes no time.
@@ -88,7 +90,8 @@ impl Runner for TimingRunner {
     fn launch(&mut self, plan: &Plan) -> Result<(), RunnerError> {
         assert!(self.under_way.len() < PLANS_UNDER_WAY_MAX, "too many plans are under way");
         let done_at = self.done_at(self.times.of_plan(plan));
-        let chunks = plan.chunks.iter().map(|chunk| self.output(chunk)).collect();
+        let mut chunks = std::mem::take(&mut self.spare);
+        chunks.extend(plan.chunks.iter().map(|chunk| self.output(chunk)));
         self.under_way.push_back((StepOutput { chunks }, done_at));
         Ok(())
     }
@@ -99,6 +102,10 @@ impl Runner for TimingRunner {
             std::thread::sleep(done_at.saturating_duration_since(Instant::now()));
         }
         Ok(output)
+    }
+
+    fn take_back(&mut self, room: Vec<ChunkOutput>) {
+        self.spare = room;
     }
 }
 
