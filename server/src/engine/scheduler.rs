@@ -108,6 +108,13 @@ pub struct Scheduler {
     stats: EngineStats,
 }
 
+/// Whether any running sequence has more than one token left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prompts {
+    None,
+    Some,
+}
+
 /// How far a sequence was when it was aborted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aborted {
@@ -355,7 +362,11 @@ impl Scheduler {
 
     /// What the next plan has room for, without the background.
     fn room(&self, now: Instant) -> Room {
-        let num_going_on = self.running.iter().filter(|s| !s.is_ending()).count();
+        // Nobody asks for places where nobody waits.
+        let num_going_on = match self.waiting.is_empty() {
+            true => self.config.max_num_seqs,
+            false => self.running.iter().filter(|s| !s.is_ending()).count(),
+        };
         let has_company = self.running.len() + self.waiting.len() > 1
             || self.turns.iter().any(|turn| self.fair.has_company(turn.flow, now));
         Room {
@@ -370,11 +381,13 @@ impl Scheduler {
 
     /// Plans what there is room for.
     fn fill(&mut self, room: &mut Room, now: Instant) {
-        let num_preempted = self.plan_decodes(room);
+        let (num_preempted, prompts) = self.plan_decodes(room);
         let mut blocked = Vec::new();
         for turn in 0..self.turns.len() {
             room.is_later = self.is_later(turn, now);
-            self.plan_prefills(turn, room);
+            if prompts == Prompts::Some {
+                self.plan_prefills(turn, room);
+            }
             // After a preemption blocks are short: a sequence let in now would be the next victim.
             if num_preempted == 0 {
                 self.admit_waiting(turn, room, &mut blocked, now);
@@ -389,6 +402,10 @@ impl Scheduler {
 
     /// Whether `plan_decodes` would preempt nothing.
     fn has_blocks_for_decodes(&self) -> bool {
+        // None takes more than one, so that as a rule nobody has to be asked.
+        if self.blocks.counts().free >= self.running.len() {
+            return true;
+        }
         let last_lane = match self.has_interactive() {
             true => Lane::Interactive,
             false => Lane::Background,
@@ -400,13 +417,19 @@ impl Scheduler {
     }
 
     /// One token for each sequence that has only one left. If blocks run out, the policy's last
-    /// running sequence makes room. Returns how many were preempted.
-    fn plan_decodes(&mut self, room: &mut Room) -> usize {
+    /// running sequence makes room. Returns how many were preempted, and whether others may have
+    /// more than one token left.
+    fn plan_decodes(&mut self, room: &mut Room) -> (usize, Prompts) {
         let mut num_preempted = 0;
+        let mut prompts = Prompts::None;
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &mut self.running[index];
-            if sequence.num_remaining() != 1 || room.tokens_of(sequence.lane()) == 0 {
+            let num_remaining = sequence.num_remaining();
+            if num_remaining > 1 {
+                prompts = Prompts::Some;
+            }
+            if num_remaining != 1 || room.tokens_of(sequence.lane()) == 0 {
                 index += 1;
                 continue;
             }
@@ -423,7 +446,7 @@ impl Scheduler {
                 num_preempted += 1;
             }
         }
-        num_preempted
+        (num_preempted, prompts)
     }
 
     /// The prompts of one flow. Running sequences have had blocks for their whole prompt since they

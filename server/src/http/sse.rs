@@ -24,6 +24,8 @@ mod template;
 
 /// A comment, which clients skip: it keeps idle connections from being cut on the way.
 const PING: &str = ": ping\n\n";
+/// Events that are ready together are sent in pieces of hardly more than this.
+const WRITE_BYTES_MAX: usize = 16 * 1024;
 
 /// How an endpoint writes its chunks.
 pub trait ChunkFormat: Send + Unpin + 'static {
@@ -78,12 +80,14 @@ pub async fn respond<F: ChunkFormat>(
     let patience = Patience::new(ping_interval);
     let state = State::Running;
     let mut events =
-        Events { generation, format, options, opening: String::new(), templates, patience, state };
-    events.opening = match opening {
-        Opening::Output(output) => events.encode(output),
-        Opening::Ping => PING.to_owned(),
-        Opening::None => String::new(),
-    };
+        Events { generation, format, options, opening: Vec::new(), templates, patience, state };
+    let mut opening_bytes = Vec::new();
+    match opening {
+        Opening::Output(output) => events.encode(output, &mut opening_bytes),
+        Opening::Ping => opening_bytes.extend_from_slice(PING.as_bytes()),
+        Opening::None => {}
+    }
+    events.opening = opening_bytes;
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
@@ -117,93 +121,98 @@ struct Events<F> {
     format: F,
     options: StreamOptions,
     /// Sent before all else; empty once it is.
-    opening: String,
+    opening: Vec<u8>,
     templates: Templates,
     patience: Patience,
     state: State,
 }
 
+/// What is there already is sent together: a connection that lags behind its answer costs one write
+/// for many tokens.
 impl<F: ChunkFormat> Stream for Events<F> {
     type Item = Result<Bytes, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if !self.opening.is_empty() {
-            let opening = std::mem::take(&mut self.opening);
-            return Poll::Ready(Some(Ok(Bytes::from(opening))));
+        let mut out = std::mem::take(&mut self.opening);
+        while out.len() < WRITE_BYTES_MAX {
+            match self.poll_events(task, &mut out) {
+                Poll::Ready(Going::On) => {}
+                Poll::Ready(Going::Over) if out.is_empty() => return Poll::Ready(None),
+                Poll::Pending if out.is_empty() => return Poll::Pending,
+                Poll::Ready(Going::Over) | Poll::Pending => break,
+            }
         }
-        let text = ready!(self.poll_text(task));
-        Poll::Ready(text.map(|text| Ok(Bytes::from(text))))
+        Poll::Ready(Some(Ok(Bytes::from(out))))
     }
 }
 
+/// Whether more events may come.
+enum Going {
+    On,
+    Over,
+}
+
 impl<F: ChunkFormat> Events<F> {
-    /// The next bytes to send, whole events; None at the end.
-    fn poll_text(&mut self, task: &mut Context<'_>) -> Poll<Option<String>> {
-        loop {
-            match self.state {
-                State::Running => {}
-                State::Closing => return Poll::Ready(Some(self.close())),
-                State::Closed => return Poll::Ready(None),
+    /// Adds the next events to `out`, whole ones.
+    fn poll_events(&mut self, task: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Going> {
+        match self.state {
+            State::Running => {}
+            State::Closing => {
+                self.close(out);
+                return Poll::Ready(Going::On);
             }
-            let Poll::Ready(output) = self.generation.poll_next(task) else {
-                ready!(self.patience.poll_end(task));
-                return Poll::Ready(Some(PING.into()));
-            };
-            self.patience.begin_anew();
-            match output {
-                None => self.state = State::Closing,
-                Some(Ok(output)) => {
-                    let text = self.encode(output);
-                    if !text.is_empty() {
-                        return Poll::Ready(Some(text));
-                    }
-                }
-                Some(Err(error)) => {
-                    self.state = State::Closed;
-                    let text = self.format.error_event(&error) + self.format.end_mark();
-                    return Poll::Ready(Some(text));
-                }
+            State::Closed => return Poll::Ready(Going::Over),
+        }
+        let Poll::Ready(output) = self.generation.poll_next(task) else {
+            ready!(self.patience.poll_end(task));
+            out.extend_from_slice(PING.as_bytes());
+            return Poll::Ready(Going::On);
+        };
+        self.patience.begin_anew();
+        match output {
+            None => self.state = State::Closing,
+            Some(Ok(output)) => self.encode(output, out),
+            Some(Err(error)) => {
+                self.state = State::Closed;
+                out.extend_from_slice(self.format.error_event(&error).as_bytes());
+                out.extend_from_slice(self.format.end_mark().as_bytes());
             }
         }
+        Poll::Ready(Going::On)
     }
 
     /// The events of an output; none where it tells the client nothing.
-    fn encode(&mut self, output: Output) -> String {
+    fn encode(&mut self, output: Output, out: &mut Vec<u8>) {
         let plain = self.format.plain_text(&output).filter(|_| !self.options.continuous_usage);
-        let Some(plain) = plain else { return self.encode_anew(output) };
+        let Some(plain) = plain else { return self.encode_anew(output, out) };
         if self.templates.get(plain).is_none() {
-            let example = PlainText { text: Template::marker(), ..plain };
-            let example = self.encode_anew(example.to_output());
+            let mut example = Vec::new();
+            let marked = PlainText { text: Template::marker(), ..plain };
+            self.encode_anew(marked.to_output(), &mut example);
             self.templates.set(plain, Template::of(&example));
         }
-        match self.templates.get(plain) {
-            Some(template) => template.fill(plain.text),
-            None => self.encode_anew(output),
-        }
+        let template = self.templates.get(plain).expect("it was made above");
+        template.fill(plain.text, out);
     }
 
-    fn encode_anew(&mut self, output: Output) -> String {
-        let mut text = String::new();
+    fn encode_anew(&mut self, output: Output, out: &mut Vec<u8>) {
         for mut chunk in self.format.chunks(output, self.generation.usage()) {
             if self.options.continuous_usage {
                 chunk["usage"] = self.generation.usage().to_json();
             } else if self.options.include_usage {
                 chunk["usage"] = Value::Null;
             }
-            text.push_str(&self.format.event(&chunk));
+            out.extend_from_slice(self.format.event(&chunk).as_bytes());
         }
-        text
     }
 
-    fn close(&mut self) -> String {
+    fn close(&mut self, out: &mut Vec<u8>) {
         self.state = State::Closed;
-        let mut text = String::new();
         if let Some(mut chunk) = self.format.usage_chunk().filter(|_| self.options.include_usage) {
             chunk["usage"] = self.generation.usage().to_json();
-            text.push_str(&self.format.event(&chunk));
+            out.extend_from_slice(self.format.event(&chunk).as_bytes());
         }
-        text.push_str(self.format.end_mark());
-        text
+        out.extend_from_slice(self.format.end_mark().as_bytes());
     }
 }
 

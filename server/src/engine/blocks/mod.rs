@@ -105,7 +105,7 @@ impl BlockManager {
 
     /// Blocks that `table` lacks for `num_tokens` tokens in all.
     pub fn num_missing(&self, table: &BlockTable, num_tokens: usize) -> usize {
-        let num_blocks = table.blocks().len();
+        let num_blocks = table.len();
         // As a rule there is room, and a product takes less than a division.
         match num_tokens <= num_blocks * self.block_size {
             true => 0,

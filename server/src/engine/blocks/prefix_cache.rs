@@ -10,8 +10,8 @@ use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockHash([u8; 32]);
 
-/// A map by block hashes. They are scattered already, so that a part of one does for its place, once
-/// it is mixed with a key: nobody can choose prompts whose places are the same.
+/// A map by block hashes. They are scattered already, so that a part of one does for its place,
+/// mixed with a key: nobody can choose prompts whose places are the same.
 pub type ByHash<T> = HashMap<BlockHash, T, FirstBytes>;
 
 impl Hash for BlockHash {

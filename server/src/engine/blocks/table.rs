@@ -9,6 +9,7 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub struct BlockTable {
     lent: Lent,
+    len: usize,
     /// So many leading blocks are in the prefix cache.
     pub(super) num_cached: usize,
     /// The last of them, once there is one.
@@ -24,12 +25,21 @@ impl BlockTable {
         &self.lent.current
     }
 
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The blocks as they are now, whatever becomes of the table. Copies nothing.
     pub fn lend(&self) -> Arc<Vec<BlockId>> {
         Arc::clone(&self.lent.current)
     }
 
     pub(super) fn push(&mut self, block: BlockId) {
+        self.len += 1;
         self.lent.make_own().push(block);
     }
 

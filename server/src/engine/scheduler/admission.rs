@@ -135,7 +135,7 @@ impl Scheduler {
     ) {
         let mut sequence = self.waiting.take(flow, index).expect("it is there");
         (sequence.turn, sequence.num_passed) = (turn, 0);
-        self.turns[turn].add(sequence.table().blocks().len());
+        self.turns[turn].add(sequence.table().len());
         room.plan_prompt(&mut sequence, self.step);
         room.seqs -= 1;
         if !sequence.is_started() {

@@ -113,7 +113,7 @@ impl Scheduler {
         for sequence in self.running.iter().filter(|s| s.lane() == Lane::Interactive) {
             let found = turns.binary_search_by_key(&sequence.flow(), |turn| turn.flow);
             let turn = &mut turns[found.expect("whoever runs has a turn")];
-            turn.add(sequence.table().blocks().len());
+            turn.add(sequence.table().len());
         }
     }
 
@@ -157,7 +157,7 @@ impl Scheduler {
         for turn in 0..self.turns.len() {
             while let Some(victim) = self.victim_for(&self.turns[turn], room) {
                 let sequence = &self.running[victim];
-                self.turns[sequence.turn].take_away(sequence.table().blocks().len());
+                self.turns[sequence.turn].take_away(sequence.table().len());
                 self.preempt(victim);
                 room.seqs += 1;
             }

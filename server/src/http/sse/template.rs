@@ -4,7 +4,7 @@ use crate::http::choice::{PlainText, TextKind};
 use crate::http::wire::random_hex;
 use std::sync::OnceLock;
 
-/// By choice, then by kind of text. What fails to make a template is not tried again.
+/// By choice, then by kind of text.
 pub struct Templates(Vec<[Option<Template>; 2]>);
 
 impl Templates {
@@ -41,22 +41,22 @@ impl Template {
     }
 
     /// `example`: the events of an output whose text is the marker.
-    pub fn of(example: &str) -> Template {
+    pub fn of(example: &[u8]) -> Template {
         let quoted = format!("\"{}\"", Template::marker());
+        let example = std::str::from_utf8(example).expect("events are text");
         Template { pieces: example.split(&quoted).map(str::to_owned).collect() }
     }
 
-    /// The events of an output with this text.
-    pub fn fill(&self, text: &str) -> String {
+    /// Adds the events of an output with this text.
+    pub fn fill(&self, text: &str, out: &mut Vec<u8>) {
         const ESCAPES: usize = 16;
         let bytes = self.pieces.iter().map(String::len).sum::<usize>();
-        let mut out = Vec::with_capacity(bytes + self.pieces.len() * (text.len() + ESCAPES));
+        out.reserve(bytes + self.pieces.len() * (text.len() + ESCAPES));
         for (number, piece) in self.pieces.iter().enumerate() {
             if number > 0 {
-                serde_json::to_writer(&mut out, text).expect("a text is JSON");
+                serde_json::to_writer(&mut *out, text).expect("a text is JSON");
             }
             out.extend_from_slice(piece.as_bytes());
         }
-        String::from_utf8(out).expect("pieces and JSON are text")
     }
 }

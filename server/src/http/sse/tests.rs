@@ -23,9 +23,12 @@ fn a_filled_template_is_what_would_have_been_written() {
         "text\":\"text",
     ];
     for names in [&["content"][..], &["reasoning_content", "reasoning"]] {
-        let template = Template::of(&events(Template::marker(), names));
+        let template = Template::of(events(Template::marker(), names).as_bytes());
         for text in texts {
-            assert_eq!(template.fill(text), events(text, names), "{text:?}");
+            let mut out = b"before".to_vec();
+            template.fill(text, &mut out);
+            let expected = format!("before{}", events(text, names));
+            assert_eq!(String::from_utf8(out), Ok(expected), "{text:?}");
         }
     }
 }
