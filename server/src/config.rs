@@ -10,11 +10,12 @@ mod debug;
 pub mod jobs;
 pub mod layers;
 pub mod tenants;
+mod timing;
 #[cfg(test)]
 mod tests;
 
 use crate::hub::{Access, HubConfig, HubOptions};
-use crate::ranks::CudaGraphs;
+use crate::ranks::{CudaGraphs, GpuTimes};
 use args::{BenchArgs, ChatArgs, Cli, CommandArgs, HubArgs, ServeArgs};
 use clap::FromArgMatches;
 use kernels::device::cuda;
@@ -75,6 +76,8 @@ pub struct ServeConfig {
     pub served_model_names: Vec<String>,
     pub listen: ListenConfig,
     pub compute: ComputeConfig,
+    /// In place of a device.
+    pub timing: Option<GpuTimes>,
     pub cache: CacheConfig,
     pub limits: LimitsConfig,
     pub text: TextSlice,
@@ -297,6 +300,8 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
         ));
     }
     let (text, compute) = (text_slice(&args)?, compute_config(&args));
+    let timing = args.timing.as_deref();
+    let timing = timing.map(|typed| timing::check(typed, args.tensor_parallel_size)).transpose()?;
     Ok(ServeConfig {
         model: args.model,
         task: args.task,
@@ -318,6 +323,7 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
             },
         },
         compute,
+        timing,
         cache: CacheConfig {
             block_size: args.block_size.tokens(),
             memory_bytes: args.kv_cache_memory,

@@ -198,7 +198,7 @@ impl FakeRunner {
             }
         }
         for chunk in &plan.chunks {
-            for block in &chunk.block_table {
+            for block in chunk.block_table.iter() {
                 let writer = writers.get(block).copied().unwrap_or(chunk.sequence);
                 assert_eq!(writer, chunk.sequence, "a block is read while another writes it");
             }

@@ -192,7 +192,7 @@ impl<'a> Progress<'a> {
             sequence: SequenceId(index as u64),
             input: ChunkInput::Known(self.token_ids[start..end].to_vec()),
             start,
-            block_table: self.block_table.clone(),
+            block_table: std::sync::Arc::new(self.block_table.clone()),
             sample,
             prompt_logprobs: sampling.prompt_logprobs.map(score),
             pooling,

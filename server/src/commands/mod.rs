@@ -94,6 +94,10 @@ pub enum StartupError {
     Unqualified { device: String, what: String, others: usize },
     #[error("--task: the tokenizer has no token '{word}', by which a reranker answers")]
     NoAnswerToken { word: &'static str },
+    #[error(
+        "--timing: {model} generates nothing, and what it computes of a prompt cannot be made up"
+    )]
+    TimingPools { model: String },
     #[error("MPI: {reason}")]
     Mpi { reason: String },
     #[error("loading the model failed without a reason; a message above tells more")]

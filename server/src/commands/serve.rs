@@ -10,6 +10,7 @@ mod task;
 pub mod summary;
 pub mod jobs;
 mod keys;
+mod timing;
 
 use super::{CommandError, StartupError};
 use crate::config::{

@@ -50,6 +50,10 @@ pub struct ServeArgs {
     /// What computes; auto is cuda where there is a GPU that this build holds kernels for, else cpu
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub device: DeviceChoice,
+    /// Compute no model: answers are noise, and each step takes as long as FILE (TOML, see the
+    /// README) says of a GPU; 0 takes no time. To put load on all but the model
+    #[arg(long, value_name = "FILE", conflicts_with = "device")]
+    pub timing: Option<String>,
     /// Names the API accepts for the model, the first one is used in answers; repeat or separate by
     /// commas. Default: the model's own name
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_name)]

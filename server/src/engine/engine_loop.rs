@@ -3,13 +3,13 @@
 use super::constraint::Wake;
 use super::event_queue::EventSender;
 use super::handle::{EngineHandle, Intake, Shared, Wait};
-use super::plan::{Plan, SequenceId};
+use super::plan::{Plan, SequenceId, Spread};
 use super::request::{EngineError, Event, Lane, Request, TenantId};
 use super::runner::{Overlap, Runner, RunnerError};
 use super::scheduler::{Aborted, EngineConfig, Scheduler};
 use super::stats::EngineStats;
 use std::any::Any;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -72,9 +72,22 @@ impl<R: Runner> Engine<R> {
 
     /// Waits for the oldest step under way, if there is one, and takes in its results.
     pub fn collect(&mut self) -> Result<Vec<(SequenceId, Event)>, RunnerError> {
-        let Some(plan) = self.under_way.pop_front() else { return Ok(Vec::new()) };
-        let output = self.runner.collect()?;
-        Ok(self.scheduler.commit(plan, output))
+        let mut events = Vec::new();
+        self.collect_into(&mut events)?;
+        Ok(events)
+    }
+
+    /// As `collect`; adds the events to others.
+    pub fn collect_into(
+        &mut self,
+        events: &mut Vec<(SequenceId, Event)>,
+    ) -> Result<(), RunnerError> {
+        let Some(plan) = self.under_way.pop_front() else { return Ok(()) };
+        let mut output = self.runner.collect()?;
+        self.scheduler.commit_into(events, plan, &mut output.chunks);
+        output.chunks.clear();
+        self.runner.take_back(output.chunks);
+        Ok(())
     }
 
     /// Requests that have failed alone since the last call.
@@ -155,18 +168,21 @@ impl Client {
     }
 }
 
-/// Ordered, so that all can be told in a fixed order.
-type Clients = BTreeMap<SequenceId, Client>;
+/// Looked up for every event; those that are left in the end are told by their ids.
+type Clients = HashMap<SequenceId, Client, Spread>;
 
 fn serve<R: Runner>(mut engine: Engine<R>, shared: &Arc<Shared>) -> Result<(), RunnerError> {
-    let mut clients = Clients::new();
+    let mut clients = Clients::default();
     let run = AssertUnwindSafe(|| run(&mut engine, shared, &mut clients));
     let result = catch_unwind(run).unwrap_or_else(|panic| Err(panicked(&*panic)));
     if let Err(error) = &result {
         let unseen = shared.stop(error.to_string(), clients.len());
         let lost = EngineError::DeviceLost(error.to_string());
         let unseen = unseen.submissions.into_iter().map(|submission| submission.events);
-        for events in clients.into_values().map(|client| client.events).chain(unseen) {
+        let mut clients: Vec<(SequenceId, Client)> = clients.into_iter().collect();
+        clients.sort_unstable_by_key(|(id, _)| *id);
+        let seen = clients.into_iter().map(|(_, client)| client.events);
+        for events in seen.chain(unseen) {
             events.send([Event::Failed(lost.clone())]);
         }
     }
@@ -181,6 +197,7 @@ fn run<R: Runner>(
     // Since then the oldest step under way is being computed.
     let mut step_start = None;
     let mut wait = Wait::Idle;
+    let mut events = Vec::new();
     while let Some(intake) = shared.take(wait) {
         take_in(engine, shared, clients, intake);
         if engine.is_idle() {
@@ -201,14 +218,14 @@ fn run<R: Runner>(
             wait = if engine.is_idle() { Wait::Idle } else { Wait::ForConstraints };
             continue;
         }
-        let events = engine.collect()?;
+        engine.collect_into(&mut events)?;
         let end = Instant::now();
         shared.step_ended(end - start);
         step_start = engine.is_computing().then_some(end);
         wait = if engine.is_idle() { Wait::Idle } else { Wait::No };
         // Before the events: a client that has seen its end finds it counted.
         shared.publish(engine.stats());
-        deliver(events, clients);
+        deliver(&mut events, clients);
     }
     Ok(())
 }
@@ -247,8 +264,8 @@ fn fail<R: Runner>(engine: &mut Engine<R>, shared: &Shared, clients: &mut Client
 }
 
 /// Hands each sequence its events in one go.
-fn deliver(events: Vec<(SequenceId, Event)>, clients: &mut Clients) {
-    let mut events = events.into_iter().peekable();
+fn deliver(events: &mut Vec<(SequenceId, Event)>, clients: &mut Clients) {
+    let mut events = events.drain(..).peekable();
     while let Some((id, first)) = events.next() {
         let rest = std::iter::from_fn(|| events.next_if(|(other, _)| *other == id));
         let client = clients.get(&id).expect("running sequences have a client");

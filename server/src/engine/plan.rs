@@ -8,10 +8,38 @@ use models::TokenId;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SequenceId(pub u64);
+
+/// Hashes ids, which are our own numbers, so that nobody can choose them to collide.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Spread(u64);
+
+impl BuildHasher for Spread {
+    type Hasher = Spread;
+
+    fn build_hasher(&self) -> Spread {
+        Spread::default()
+    }
+}
+
+impl Hasher for Spread {
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("ids are hashed by write_u64");
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // Neighbours end up far from each other (Knuth's multiplicative hashing).
+        self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BlockId(pub u32);
@@ -36,7 +64,8 @@ pub struct Chunk {
     /// Position of the first token.
     pub start: usize,
     /// Blocks of positions 0, block_size, ...; enough for start + num_tokens() tokens.
-    pub block_table: Vec<BlockId>,
+    #[serde(with = "shared")]
+    pub block_table: Arc<Vec<BlockId>>,
     /// Present when the chunk ends at the sequence's last token: then the next one is sampled.
     pub sample: Option<SampleStep>,
     /// Prompt tokens to score, when the request asked for it.
@@ -108,7 +137,7 @@ pub struct ChunkOutput {
 /// it.
 #[derive(Debug, Default)]
 pub struct LastStep {
-    sampled: HashMap<SequenceId, TokenId>,
+    sampled: HashMap<SequenceId, TokenId, Spread>,
 }
 
 impl LastStep {

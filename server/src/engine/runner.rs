@@ -1,6 +1,6 @@
 //! The seam between deciding and computing.
 
-use super::plan::{Plan, StepOutput};
+use super::plan::{ChunkOutput, Plan, StepOutput};
 
 /// Plans that are launched and not collected, at most.
 pub const PLANS_UNDER_WAY_MAX: usize = 2;
@@ -12,6 +12,10 @@ pub trait Runner: Send {
     fn launch(&mut self, plan: &Plan) -> Result<(), RunnerError>;
     /// Waits for the oldest step that was launched and not collected.
     fn collect(&mut self) -> Result<StepOutput, RunnerError>;
+    /// Takes back the room of an output, empty, for one to come.
+    fn take_back(&mut self, room: Vec<ChunkOutput>) {
+        drop(room);
+    }
 }
 
 /// Whether the next step is planned and launched while one is under way.

@@ -2,8 +2,8 @@
 
 use super::blocks::{BlockManager, PrefixCaching};
 use super::constraint::Wake;
-use super::plan::{ChunkOutput, Plan, SequenceId, StepOutput};
-use super::policy::{FairShare, Policy, PolicyKind};
+use super::plan::{Chunk, ChunkOutput, Plan, SequenceId, StepOutput};
+use super::policy::{FairShare, Flow, Policy, PolicyKind};
 use super::request::{EngineError, Event, FinishReason, Lane, Request};
 use super::runner::Overlap;
 use super::sequence::Sequence;
@@ -89,7 +89,10 @@ pub struct Scheduler {
     blocks: BlockManager,
     waiting: Waiting,
     /// By turn, then in the policy's order.
-    running: Vec<Sequence>,
+    #[expect(clippy::vec_box, reason = "sequences are large, and change places")]
+    running: Vec<Box<Sequence>>,
+    /// Of the running ones, those with a constraint.
+    num_constrained: usize,
     background: Background,
     /// Scheduled for the first time since `take_started`.
     started: Vec<SequenceId>,
@@ -100,7 +103,16 @@ pub struct Scheduler {
     step: u64,
     /// Plans that are not committed yet.
     num_under_way: usize,
+    /// Room for the chunks of the next plan.
+    spare_chunks: Vec<Chunk>,
     stats: EngineStats,
+}
+
+/// Whether any running sequence has more than one token left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prompts {
+    None,
+    Some,
 }
 
 /// How far a sequence was when it was aborted.
@@ -124,12 +136,14 @@ impl Scheduler {
             blocks: BlockManager::new(config.num_blocks, config.block_size, config.prefix_caching),
             waiting: Waiting::default(),
             running: Vec::new(),
+            num_constrained: 0,
             background: Background::default(),
             started: Vec::new(),
             failed: Vec::new(),
             wake,
             step: 0,
             num_under_way: 0,
+            spare_chunks: Vec::new(),
             stats: EngineStats::default(),
             config,
         }
@@ -139,7 +153,7 @@ impl Scheduler {
     pub fn add(&mut self, id: SequenceId, request: Request, arrival: Instant) {
         let max_model_len = self.config.max_model_len;
         let sequence = Sequence::new(id, request, arrival, max_model_len, &self.wake);
-        self.waiting.insert(sequence, &*self.policy);
+        self.waiting.insert(Box::new(sequence), &*self.policy);
     }
 
     /// Drops a sequence, wherever it is, and frees its blocks at once.
@@ -151,7 +165,7 @@ impl Scheduler {
 
     fn remove(&mut self, id: SequenceId) -> Aborted {
         let index = self.running.iter().position(|s| s.id() == id);
-        let running = index.map(|index| self.running.remove(index));
+        let running = index.map(|index| self.stop_running(index));
         let Some(sequence) = running.or_else(|| self.waiting.remove(id)) else {
             return Aborted::Unknown;
         };
@@ -222,13 +236,24 @@ impl Scheduler {
     /// What running sequences compute in the step being planned, put to their tenants' accounts.
     fn plan(&mut self) -> Plan {
         let double = self.config.double_cost_context;
-        let mut chunks = Vec::new();
+        let mut chunks = std::mem::take(&mut self.spare_chunks);
+        // Sequences of one flow stand side by side, and are charged together.
+        let mut charged: Option<(Flow, usize)> = None;
         for sequence in &mut self.running {
-            if let Some(chunk) = sequence.chunk(self.step, chunks.len()) {
-                let cost = room::cost_of(chunk.num_tokens(), chunk.start, double);
-                self.fair.charge(sequence.flow(), cost);
-                chunks.push(chunk);
+            let Some(chunk) = sequence.chunk(self.step, chunks.len()) else { continue };
+            let cost = room::cost_of(chunk.num_tokens(), chunk.start, double);
+            chunks.push(chunk);
+            match &mut charged {
+                Some((flow, sum)) if *flow == sequence.flow() => *sum = sum.saturating_add(cost),
+                _ => {
+                    if let Some((flow, sum)) = charged.replace((sequence.flow(), cost)) {
+                        self.fair.charge(flow, sum);
+                    }
+                }
             }
+        }
+        if let Some((flow, sum)) = charged {
+            self.fair.charge(flow, sum);
         }
         Plan { step: self.step, chunks }
     }
@@ -238,34 +263,49 @@ impl Scheduler {
     ///
     /// Their blocks were released then, though this plan may have written to them: steps run in
     /// order, so whoever got them since writes later, and only committed contents are cached.
-    pub fn commit(&mut self, plan: Plan, output: StepOutput) -> Vec<(SequenceId, Event)> {
-        assert_eq!(plan.chunks.len(), output.chunks.len(), "one output for each chunk");
-        self.num_under_way -= 1;
+    pub fn commit(&mut self, plan: Plan, mut output: StepOutput) -> Vec<(SequenceId, Event)> {
         let mut events = Vec::with_capacity(plan.chunks.len());
+        self.commit_into(&mut events, plan, &mut output.chunks);
+        events
+    }
+
+    /// As `commit`, with the results of the plan's chunks; what is left of them means nothing.
+    pub fn commit_into(
+        &mut self,
+        events: &mut Vec<(SequenceId, Event)>,
+        plan: Plan,
+        results: &mut [ChunkOutput],
+    ) {
+        assert_eq!(plan.chunks.len(), results.len(), "one output for each chunk");
+        self.num_under_way -= 1;
         let mut num_wasted = plan.num_tokens();
         // Turns may have changed since it was made, so those that run may stand in another order.
-        let mut results: Vec<Option<ChunkOutput>> = output.chunks.into_iter().map(Some).collect();
-        for mut sequence in std::mem::take(&mut self.running) {
-            let Some(place) = sequence.place_in(plan.step) else {
-                self.running.push(sequence);
-                continue;
-            };
+        let mut num_ended = 0;
+        for sequence in &mut self.running {
+            let Some(place) = sequence.place_in(plan.step) else { continue };
             let id = sequence.id();
-            let (chunk, result) = (&plan.chunks[place], results[place].take());
+            let (chunk, result) = (&plan.chunks[place], std::mem::take(&mut results[place]));
             assert_eq!(chunk.sequence, id, "each planned sequence has its chunk");
-            let result = result.expect("each result is for one sequence");
             num_wasted -= chunk.num_tokens();
             self.stats.generated_tokens += u64::from(result.sampled.is_some());
             let finish = sequence.advance(result, |event| events.push((id, event)));
-            let Sequence { table, chain, token_ids, num_computed, .. } = &mut sequence;
+            let Sequence { table, chain, token_ids, num_computed, .. } = &mut **sequence;
             self.blocks.commit(table, chain, token_ids, *num_computed);
-            match finish {
-                None => self.running.push(sequence),
-                Some(reason) => self.finish(sequence, reason),
+            let Some(reason) = finish else { continue };
+            num_ended += 1;
+            self.num_constrained -= usize::from(sequence.is_constrained());
+            self.blocks.release(std::mem::take(&mut sequence.table));
+            match reason {
+                FinishReason::Stop => self.stats.finished_stop += 1,
+                FinishReason::Length => self.stats.finished_length += 1,
             }
         }
+        if num_ended > 0 {
+            self.running.retain(|sequence| !sequence.has_ended());
+        }
         self.stats.wasted_tokens += num_wasted as u64;
-        events
+        self.spare_chunks = plan.chunks;
+        self.spare_chunks.clear();
     }
 
     /// Sequences scheduled for the first time since the last call.
@@ -278,7 +318,7 @@ impl Scheduler {
         let blocks = self.blocks.counts();
         EngineStats {
             running: self.running.len(),
-            waiting_preempted: self.waiting.iter().filter(|s| s.is_started()).count(),
+            waiting_preempted: self.waiting.num_started(),
             blocks_total: blocks.total,
             blocks_free: blocks.free,
             blocks_cached: blocks.cached,
@@ -289,7 +329,10 @@ impl Scheduler {
 
     /// Asserts what holds between calls; for tests, since it looks at every block.
     pub fn assert_consistent(&self) {
-        let sequences = || self.waiting.iter().chain(&self.running);
+        let running = || self.running.iter().map(|sequence| &**sequence);
+        let sequences = || self.waiting.iter().chain(running());
+        let num_constrained = running().filter(|s| s.is_constrained()).count();
+        assert_eq!(self.num_constrained, num_constrained, "constrained ones are counted");
         self.waiting.assert_sorted(&*self.policy);
         self.blocks.assert_consistent(sequences().map(Sequence::table));
         let num_going_on = self.running.iter().filter(|s| !s.is_ending()).count();
@@ -319,7 +362,11 @@ impl Scheduler {
 
     /// What the next plan has room for, without the background.
     fn room(&self, now: Instant) -> Room {
-        let num_going_on = self.running.iter().filter(|s| !s.is_ending()).count();
+        // Nobody asks for places where nobody waits.
+        let num_going_on = match self.waiting.is_empty() {
+            true => self.config.max_num_seqs,
+            false => self.running.iter().filter(|s| !s.is_ending()).count(),
+        };
         let has_company = self.running.len() + self.waiting.len() > 1
             || self.turns.iter().any(|turn| self.fair.has_company(turn.flow, now));
         Room {
@@ -334,11 +381,13 @@ impl Scheduler {
 
     /// Plans what there is room for.
     fn fill(&mut self, room: &mut Room, now: Instant) {
-        let num_preempted = self.plan_decodes(room);
+        let (num_preempted, prompts) = self.plan_decodes(room);
         let mut blocked = Vec::new();
         for turn in 0..self.turns.len() {
             room.is_later = self.is_later(turn, now);
-            self.plan_prefills(turn, room);
+            if prompts == Prompts::Some {
+                self.plan_prefills(turn, room);
+            }
             // After a preemption blocks are short: a sequence let in now would be the next victim.
             if num_preempted == 0 {
                 self.admit_waiting(turn, room, &mut blocked, now);
@@ -353,6 +402,10 @@ impl Scheduler {
 
     /// Whether `plan_decodes` would preempt nothing.
     fn has_blocks_for_decodes(&self) -> bool {
+        // None takes more than one, so that as a rule nobody has to be asked.
+        if self.blocks.counts().free >= self.running.len() {
+            return true;
+        }
         let last_lane = match self.has_interactive() {
             true => Lane::Interactive,
             false => Lane::Background,
@@ -364,13 +417,19 @@ impl Scheduler {
     }
 
     /// One token for each sequence that has only one left. If blocks run out, the policy's last
-    /// running sequence makes room. Returns how many were preempted.
-    fn plan_decodes(&mut self, room: &mut Room) -> usize {
+    /// running sequence makes room. Returns how many were preempted, and whether others may have
+    /// more than one token left.
+    fn plan_decodes(&mut self, room: &mut Room) -> (usize, Prompts) {
         let mut num_preempted = 0;
+        let mut prompts = Prompts::None;
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &mut self.running[index];
-            if sequence.num_remaining() != 1 || room.tokens_of(sequence.lane()) == 0 {
+            let num_remaining = sequence.num_remaining();
+            if num_remaining > 1 {
+                prompts = Prompts::Some;
+            }
+            if num_remaining != 1 || room.tokens_of(sequence.lane()) == 0 {
                 index += 1;
                 continue;
             }
@@ -387,7 +446,7 @@ impl Scheduler {
                 num_preempted += 1;
             }
         }
-        num_preempted
+        (num_preempted, prompts)
     }
 
     /// The prompts of one flow. Running sequences have had blocks for their whole prompt since they
@@ -402,14 +461,21 @@ impl Scheduler {
         }
     }
 
-    fn run(&mut self, sequence: Sequence) {
-        let before = |other: &Sequence| self.compare(other, &sequence) == Ordering::Less;
+    fn run(&mut self, sequence: Box<Sequence>) {
+        self.num_constrained += usize::from(sequence.is_constrained());
+        let before = |other: &Box<Sequence>| self.compare(other, &sequence) == Ordering::Less;
         let place = self.running.partition_point(before);
         self.running.insert(place, sequence);
     }
 
+    fn stop_running(&mut self, index: usize) -> Box<Sequence> {
+        let sequence = self.running.remove(index);
+        self.num_constrained -= usize::from(sequence.is_constrained());
+        sequence
+    }
+
     fn preempt(&mut self, index: usize) {
-        let mut sequence = self.running.remove(index);
+        let mut sequence = self.stop_running(index);
         let table = sequence.reset();
         self.blocks.release(table);
         self.stats.preemptions += 1;
@@ -418,14 +484,6 @@ impl Scheduler {
 
     fn preempt_last(&mut self) {
         self.preempt(self.running.len().checked_sub(1).expect("only running ones need blocks"));
-    }
-
-    fn finish(&mut self, sequence: Sequence, reason: FinishReason) {
-        self.blocks.release(sequence.table);
-        match reason {
-            FinishReason::Stop => self.stats.finished_stop += 1,
-            FinishReason::Length => self.stats.finished_length += 1,
-        }
     }
 }
 

@@ -6,8 +6,8 @@ use super::plan::{Chunk, ChunkInput, ChunkOutput, PromptScore, SampleStep, Seque
 use super::policy::Flow;
 use super::pooling::Pooling;
 use super::request::{Event, FinishReason, Lane, Request, SamplingParams, Tenant, TokenLogprobs};
+use super::runner::PLANS_UNDER_WAY_MAX;
 use models::TokenId;
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
@@ -31,13 +31,13 @@ pub struct Sequence {
     len_max: usize,
     pub(super) token_ids: Vec<TokenId>,
     pub(super) num_computed: usize,
-    /// Its parts in the steps under way, the oldest first.
-    under_way: VecDeque<Share>,
+    under_way: Shares,
     pub(super) table: BlockTable,
     pub(super) chain: HashChain,
     /// None once the scores are sent, or if none were asked for.
     prompt_scores: Option<Vec<TokenLogprobs>>,
     start: Start,
+    has_ended: bool,
     constraint: Option<Constrained>,
 }
 
@@ -49,13 +49,48 @@ struct Constrained {
 }
 
 /// What one step computes of a sequence.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Share {
     step: u64,
     num_tokens: usize,
     samples: bool,
     /// Which chunk of that step's plan it is.
     place: usize,
+}
+
+/// A sequence's parts in the steps under way, the oldest first, and what they come to.
+#[derive(Debug, Default)]
+struct Shares {
+    all: [Share; PLANS_UNDER_WAY_MAX],
+    count: usize,
+    num_tokens: usize,
+    num_sampled: usize,
+}
+
+impl Shares {
+    fn push(&mut self, share: Share) {
+        self.all[self.count] = share;
+        self.count += 1;
+        self.num_tokens += share.num_tokens;
+        self.num_sampled += usize::from(share.samples);
+    }
+
+    fn pop(&mut self) -> Option<Share> {
+        let oldest = *self.oldest()?;
+        self.all.copy_within(1..self.count, 0);
+        self.count -= 1;
+        self.num_tokens -= oldest.num_tokens;
+        self.num_sampled -= usize::from(oldest.samples);
+        Some(oldest)
+    }
+
+    fn oldest(&self) -> Option<&Share> {
+        self.all[..self.count].first()
+    }
+
+    fn newest(&mut self) -> Option<&mut Share> {
+        self.all[..self.count].last_mut()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,11 +132,12 @@ impl Sequence {
             len_max: len_wished.min(model_len_max),
             token_ids: request.prompt,
             num_computed: 0,
-            under_way: VecDeque::new(),
+            under_way: Shares::default(),
             table: BlockTable::default(),
             chain: HashChain::new(request.cache_salt),
             prompt_scores: wants_scores.then(Vec::new),
             start: Start::Waiting,
+            has_ended: false,
             constraint: request.constraint.map(|source| Constrained {
                 constraint: source.start(Arc::clone(wake)),
                 answer: None,
@@ -167,6 +203,11 @@ impl Sequence {
         (is_sampling && len >= self.len_max) || len == self.num_scheduled()
     }
 
+    /// Whether anything ever has to be asked of a constraint.
+    pub fn is_constrained(&self) -> bool {
+        self.constraint.is_some()
+    }
+
     /// Whether its next token cannot be sampled before its constraint has spoken.
     pub fn awaits_constraint(&self) -> bool {
         let len = self.expected_len();
@@ -191,21 +232,26 @@ impl Sequence {
 
     /// Tokens that are computed once the steps under way have ended.
     pub(super) fn num_scheduled(&self) -> usize {
-        self.num_computed + self.under_way.iter().map(|share| share.num_tokens).sum::<usize>()
+        self.num_computed + self.under_way.num_tokens
     }
 
     pub fn is_under_way(&self) -> bool {
-        !self.under_way.is_empty()
+        self.under_way.count > 0
     }
 
     /// Which chunk of `step`, the oldest under way, is its part.
     pub(super) fn place_in(&self, step: u64) -> Option<usize> {
-        self.under_way.front().filter(|share| share.step == step).map(|share| share.place)
+        self.under_way.oldest().filter(|share| share.step == step).map(|share| share.place)
     }
 
     /// Whether it has been scheduled at least once.
     pub fn is_started(&self) -> bool {
         self.start != Start::Waiting
+    }
+
+    /// Whether its last event was emitted.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
     }
 
     /// Whether logits at prompt positions are still needed: cached blocks have none.
@@ -234,13 +280,13 @@ impl Sequence {
         assert!(0 < num_tokens && num_tokens <= self.num_remaining(), "only what is left");
         let end = self.num_scheduled() + num_tokens;
         let samples = end == self.expected_len() && self.params.max_new_tokens > 0;
-        self.under_way.push_back(Share { step, num_tokens, samples, place: 0 });
+        self.under_way.push(Share { step, num_tokens, samples, place: 0 });
     }
 
     /// Its part in the newest step as work for the runner, the chunk `place` of the plan; None if
     /// that step leaves it out.
     pub(super) fn chunk(&mut self, step: u64, place: usize) -> Option<Chunk> {
-        let share = self.under_way.back_mut().filter(|share| share.step == step)?;
+        let share = self.under_way.newest().filter(|share| share.step == step)?;
         share.place = place;
         let share = *share;
         let end = self.num_scheduled();
@@ -257,7 +303,7 @@ impl Sequence {
             sequence: self.id,
             input,
             start,
-            block_table: self.table.blocks().to_vec(),
+            block_table: self.table.lend(),
             sample: share.samples.then(|| self.sample_step(end)),
             prompt_logprobs: self.prompt_score(start, end),
             pooling: self.pooling.clone().filter(|_| end == self.token_ids.len()),
@@ -270,7 +316,7 @@ impl Sequence {
         output: ChunkOutput,
         mut emit: impl FnMut(Event),
     ) -> Option<FinishReason> {
-        let share = self.under_way.pop_front().expect("a step is under way");
+        let share = self.under_way.pop().expect("a step is under way");
         let ChunkOutput { sampled, prompt_logprobs: scores, pooled } = output;
         assert_eq!(share.samples, sampled.is_some(), "sampled as planned");
         self.num_computed += share.num_tokens;
@@ -294,6 +340,7 @@ impl Sequence {
             None => (self.num_computed == self.token_ids.len()).then_some(FinishReason::Length),
         };
         if let Some(reason) = finish {
+            self.has_ended = true;
             emit(Event::Finished { reason });
         }
         finish
@@ -301,7 +348,7 @@ impl Sequence {
 
     /// Its length once the steps under way have ended, if it goes on by then.
     fn expected_len(&self) -> usize {
-        self.token_ids.len() + self.under_way.iter().filter(|share| share.samples).count()
+        self.token_ids.len() + self.under_way.num_sampled
     }
 
     fn sample_step(&self, end: usize) -> SampleStep {

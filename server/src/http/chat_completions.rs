@@ -2,7 +2,7 @@
 
 use super::auth::Client;
 use super::body::read_fields;
-use super::choice::{Delta, Output};
+use super::choice::{Delta, Output, PlainText, TextKind};
 use super::constraint::CONSTRAINT_FIELDS;
 use super::error::{ApiError, RequestError};
 use super::fields::{Field, Fields, Kind};
@@ -363,6 +363,13 @@ impl ChunkFormat for ChatChunks {
             chunks.push(self.chunk(choice));
         }
         chunks
+    }
+
+    fn plain_text<'a>(&self, output: &'a Output) -> Option<PlainText<'a>> {
+        let is_shown = |text: &PlainText| {
+            text.kind == TextKind::Content || self.format.reasoning == Reasoning::Shown
+        };
+        output.plain_text().filter(|text| self.has_role[text.index] && is_shown(text))
     }
 
     fn usage_chunk(&self) -> Option<Value> {

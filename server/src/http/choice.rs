@@ -10,9 +10,11 @@ use crate::metrics::SequenceTimer;
 use crate::text::{
     AnswerFormat, AnswerParser, Part, SpecialTokens, StopMatcher, StopOutput, TextDecoder,
 };
-use futures_util::stream::{self, BoxStream, StreamExt};
+use futures_util::stream::Stream;
 use models::TokenId;
 use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 /// What a choice has to tell, in this order: its prompt's logprobs if asked for, text, the finish.
 #[derive(Debug)]
@@ -28,6 +30,44 @@ impl Output {
             Output::Prompt { index, .. } => *index,
             Output::Delta(delta) => delta.index,
         }
+    }
+
+    /// The text, where it is all that is told.
+    pub fn plain_text(&self) -> Option<PlainText<'_>> {
+        let Output::Delta(delta) = self else { return None };
+        let is_plain =
+            delta.finish.is_none() && delta.logprobs.is_empty() && delta.token_ids.is_empty();
+        let (kind, text) = match &delta.parts[..] {
+            [Part::Content(text)] if is_plain => (TextKind::Content, text),
+            [Part::Reasoning(text)] if is_plain => (TextKind::Reasoning, text),
+            _ => return None,
+        };
+        Some(PlainText { index: delta.index, kind, text })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextKind {
+    Content,
+    Reasoning,
+}
+
+/// An output that is nothing but text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlainText<'a> {
+    pub index: usize,
+    pub kind: TextKind,
+    pub text: &'a str,
+}
+
+impl PlainText<'_> {
+    pub fn to_output(self) -> Output {
+        let text = self.text.to_owned();
+        let part = match self.kind {
+            TextKind::Content => Part::Content(text),
+            TextKind::Reasoning => Part::Reasoning(text),
+        };
+        Output::Delta(Delta { index: self.index, parts: vec![part], ..Delta::default() })
     }
 }
 
@@ -117,6 +157,25 @@ pub struct Choice {
     steps: VecDeque<Step>,
 }
 
+/// Ends after the finish or a failure; dropping it aborts the sequence.
+impl Stream for Choice {
+    type Item = Step;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Step>> {
+        let choice = &mut *self;
+        loop {
+            if let Some(step) = choice.steps.pop_front() {
+                return Poll::Ready(Some(step));
+            }
+            let Some(stream) = &mut choice.stream else { return Poll::Ready(None) };
+            match ready!(Pin::new(stream).poll_next(cx)) {
+                Some(event) => choice.take_event(event),
+                None => choice.fail(ApiError::EngineStopped),
+            }
+        }
+    }
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Sent {
     GoesOn,
@@ -161,27 +220,6 @@ impl Choice {
             completion_tokens: 0,
             last_token: None,
             steps: VecDeque::new(),
-        }
-    }
-
-    /// Ends after the finish or a failure; dropping it aborts the sequence.
-    pub fn into_steps(self) -> BoxStream<'static, Step> {
-        stream::unfold(self, |mut choice| async move {
-            let step = choice.next().await?;
-            Some((step, choice))
-        })
-        .boxed()
-    }
-
-    async fn next(&mut self) -> Option<Step> {
-        loop {
-            if let Some(step) = self.steps.pop_front() {
-                return Some(step);
-            }
-            match self.stream.as_mut()?.next().await {
-                Some(event) => self.take_event(event),
-                None => self.fail(ApiError::EngineStopped),
-            }
         }
     }
 

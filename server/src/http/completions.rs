@@ -2,7 +2,7 @@
 
 use super::auth::Client;
 use super::body::read_fields;
-use super::choice::{Output, TextToken};
+use super::choice::{Output, PlainText, TextKind, TextToken};
 use super::constraint::CONSTRAINT_FIELDS;
 use super::error::{ApiError, RequestError};
 use super::fields::{Field, Fields, Kind, out_of_range, show, wrong_type};
@@ -374,6 +374,11 @@ impl ChunkFormat for CompletionChunks {
         }
         let chunk = |choice| self.format.head.reply("text_completion", vec![choice]);
         choices.into_iter().map(chunk).collect()
+    }
+
+    fn plain_text<'a>(&self, output: &'a Output) -> Option<PlainText<'a>> {
+        let is_open = |text: &PlainText| text.kind == TextKind::Content && self.opened[text.index];
+        output.plain_text().filter(is_open)
     }
 
     fn usage_chunk(&self) -> Option<Value> {

@@ -11,9 +11,12 @@ use crate::engine::{
     Admission, ConstraintSource, EngineHandle, Request, SamplingParams, TokenLogprobs, TokenStream,
 };
 use crate::text::{AnswerFormat, Constraint, Part, TextError};
-use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
+use futures_util::stream::{self, SelectAll, Stream};
 use models::TokenId;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context as Task, Poll, ready};
 use std::time::Instant;
 
 /// Everything about a request but its shape on the wire.
@@ -34,9 +37,37 @@ pub struct Job {
     pub arrived: Instant,
 }
 
+/// Those that are not finished.
+enum Choices {
+    /// The only one there is. By far the most requests have no other.
+    One(Option<Box<Choice>>),
+    Many(SelectAll<Choice>),
+}
+
+impl Choices {
+    fn new(mut choices: Vec<Choice>) -> Choices {
+        match choices.len() {
+            1 => Choices::One(choices.pop().map(Box::new)),
+            _ => Choices::Many(stream::select_all(choices)),
+        }
+    }
+
+    fn poll_next(&mut self, task: &mut Task<'_>) -> Poll<Option<Step>> {
+        match self {
+            Choices::One(None) => Poll::Ready(None),
+            Choices::One(Some(choice)) => Pin::new(&mut **choice).poll_next(task),
+            Choices::Many(choices) => Pin::new(choices).poll_next(task),
+        }
+    }
+
+    fn clear(&mut self) {
+        *self = Choices::One(None);
+    }
+}
+
 /// A request under way. Dropping it aborts what still runs.
 pub struct Generation {
-    choices: SelectAll<BoxStream<'static, Step>>,
+    choices: Choices,
     n: usize,
     prompt_tokens: usize,
     cached_tokens: usize,
@@ -107,7 +138,7 @@ impl Generation {
             cached_tokens: 0,
             completion_tokens: vec![0; choices.len()],
             reasoning_tokens: job.answer.reasoning.map(|_| vec![0; choices.len()]),
-            choices: stream::select_all(choices.into_iter().map(Choice::into_steps)),
+            choices: Choices::new(choices),
             account: job.account,
         })
     }
@@ -116,8 +147,16 @@ impl Generation {
     ///
     /// Errors: the engine lost the request; nothing comes after it.
     pub async fn next(&mut self) -> Option<Result<Output, ApiError>> {
+        poll_fn(|task| self.poll_next(task)).await
+    }
+
+    /// As `next`.
+    pub fn poll_next(&mut self, task: &mut Task<'_>) -> Poll<Option<Result<Output, ApiError>>> {
         loop {
-            match self.choices.next().await? {
+            let Some(step) = ready!(self.choices.poll_next(task)) else {
+                return Poll::Ready(None);
+            };
+            match step {
                 // All choices of a prompt share what the cache had; it counts once, as the prompt.
                 Step::Started { index, cached_tokens } if index % self.n == 0 => {
                     self.cached_tokens += cached_tokens;
@@ -130,11 +169,11 @@ impl Generation {
                             tokens[delta.index] = delta.reasoning_tokens;
                         }
                     }
-                    return Some(Ok(output));
+                    return Poll::Ready(Some(Ok(output)));
                 }
                 Step::Failed(error) => {
                     self.choices.clear();
-                    return Some(Err(error));
+                    return Poll::Ready(Some(Err(error)));
                 }
             }
         }

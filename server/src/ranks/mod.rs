@@ -16,6 +16,7 @@ pub mod progress;
 mod rows;
 pub mod sampler;
 mod step_runner;
+mod timing;
 mod wire;
 mod worker;
 
@@ -27,4 +28,5 @@ pub use group::{CudaGraphs, RankConfig, RankGroup, RankStartError};
 pub use leader::{GroupWatch, Leader};
 pub use loaded::LoadedGroup;
 pub use meet::Sums;
+pub use timing::{GpuTimes, GpuTimesError, TimingRunner};
 pub use wire::{Offer, Room, Setup, Start};

@@ -254,7 +254,7 @@ fn chunk(sequence: u64, token_ids: &[u32]) -> Chunk {
         sequence: SequenceId(sequence),
         input: ChunkInput::Known(token_ids.iter().map(|&t| TokenId(t)).collect()),
         start: 0,
-        block_table: vec![BlockId(0)],
+        block_table: Arc::new(vec![BlockId(0)]),
         sample: None,
         prompt_logprobs: None,
         pooling: None,

@@ -34,7 +34,14 @@ impl TextDecoder {
         if self.special == SpecialTokens::Skip && self.vocabulary.is_special(token) {
             return None;
         }
-        self.pending.extend_from_slice(self.vocabulary.bytes(token));
+        let bytes = self.vocabulary.bytes(token);
+        // Most tokens are whole characters.
+        if let Ok(text) = std::str::from_utf8(bytes)
+            && self.pending.is_empty()
+        {
+            return (!text.is_empty()).then(|| text.to_owned());
+        }
+        self.pending.extend_from_slice(bytes);
         let mut text = String::new();
         let used = append_whole_characters(&mut text, &self.pending);
         self.pending.drain(..used);

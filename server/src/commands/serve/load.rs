@@ -5,6 +5,7 @@ use super::device::{Devices, RankDevice, uses_cuda};
 use super::memory::{self, CacheShare, GpuMemory, MemoryPlan, MemoryRequest, RankShare};
 use super::processes::Others;
 use super::task::{self, Settled};
+use super::timing;
 use crate::commands::StartupError;
 use crate::config::{
     DeviceChoice, KvCacheDtype, OverlapChoice, PrefixCachingChoice, ReasoningParser,
@@ -48,6 +49,9 @@ pub struct Loaded {
 /// Takes seconds to minutes; run it on a thread of its own. `others`: the processes of the other
 /// ranks, if there are any.
 pub fn load(config: &ServeConfig, others: Option<Others>) -> Result<Loaded, StartupError> {
+    if let Some(times) = &config.timing {
+        return timing::load(config, times);
+    }
     let leader = others.as_ref().map(|others| Leader::new(others.messages.clone()));
     let leader = leader.transpose().map_err(StartupError::watch_thread)?;
     let watch = leader.as_ref().map(Leader::watch);
@@ -115,7 +119,7 @@ fn load_all(
     Ok(Loaded { serving, engine_thread, names, path, device, memory, lost, watch })
 }
 
-fn served_model(
+pub(super) fn served_model(
     config: &ServeConfig,
     model: &Opened,
     memory: &MemoryPlan,
@@ -220,9 +224,9 @@ pub struct Opened {
     pub name: String,
     pub path: PathBuf,
     pub checkpoint: Arc<Checkpoint>,
-    task: Settled,
-    ranks: RankShare,
-    kv_dtype: DType,
+    pub(super) task: Settled,
+    pub(super) ranks: RankShare,
+    pub(super) kv_dtype: DType,
 }
 
 impl Opened {
@@ -373,7 +377,10 @@ fn weight_bytes(
     Ok(each.iter().take(ranks.here).fold(0, |sum, &bytes| sum.saturating_add(bytes)))
 }
 
-fn start_text(config: &ServeConfig, checkpoint: &Checkpoint) -> Result<TextStage, StartupError> {
+pub(super) fn start_text(
+    config: &ServeConfig,
+    checkpoint: &Checkpoint,
+) -> Result<TextStage, StartupError> {
     const TOKENIZER_THREADS_DEFAULT_MAX: usize = 4;
     let half = (machine::cores() / 2).clamp(1, TOKENIZER_THREADS_DEFAULT_MAX);
     let text_config = TextConfig {
@@ -401,7 +408,7 @@ fn start_text(config: &ServeConfig, checkpoint: &Checkpoint) -> Result<TextStage
     )?)
 }
 
-fn engine_config(
+pub(super) fn engine_config(
     config: &ServeConfig,
     memory: &MemoryPlan,
     double_cost_context: usize,

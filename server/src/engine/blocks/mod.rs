@@ -3,40 +3,21 @@
 
 pub mod block_pool;
 pub mod prefix_cache;
+pub mod table;
 
 pub use prefix_cache::{BlockHash, HashChain};
+pub use table::BlockTable;
 
 use super::plan::BlockId;
 use block_pool::BlockPool;
 use models::TokenId;
-use prefix_cache::{CachedBlock, Found, Parent, PrefixCache};
-use std::collections::{HashMap, VecDeque};
+use prefix_cache::{ByHash, CachedBlock, Found, Parent, PrefixCache};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PrefixCaching {
     #[default]
     Enabled,
     Disabled,
-}
-
-/// The blocks of one sequence. It is given back with `BlockManager::release`.
-#[derive(Debug, Default)]
-pub struct BlockTable {
-    blocks: Vec<BlockId>,
-    /// So many leading blocks are in the prefix cache.
-    num_cached: usize,
-    /// The last of them, once there is one.
-    cached_tail: Option<Parent>,
-    /// Announced blocks that are not computed yet, the next one first.
-    announced: VecDeque<BlockHash>,
-    /// A hash collision ended the chain of cached blocks; the rest stays private.
-    caching_ended: bool,
-}
-
-impl BlockTable {
-    pub fn blocks(&self) -> &[BlockId] {
-        &self.blocks
-    }
 }
 
 /// What the cache holds of a sequence's beginning.
@@ -66,7 +47,7 @@ pub struct BlockManager {
     pool: BlockPool,
     cache: PrefixCache,
     /// How many running sequences are computing the block of this hash.
-    announced: HashMap<BlockHash, u32>,
+    announced: ByHash<u32>,
     num_evicted: u64,
 }
 
@@ -78,7 +59,7 @@ impl BlockManager {
             caching,
             pool: BlockPool::new(num_blocks),
             cache: PrefixCache::new(num_blocks),
-            announced: HashMap::new(),
+            announced: ByHash::default(),
             num_evicted: 0,
         }
     }
@@ -105,7 +86,7 @@ impl BlockManager {
         for (hash, block_tokens) in hashes.iter().zip(token_ids.chunks_exact(self.block_size)) {
             match self.cache.find(hash, parent, block_tokens) {
                 Found::Hit(cached) => {
-                    table.blocks.push(cached.block);
+                    table.push(cached.block);
                     parent = cached.as_parent;
                 }
                 Found::Nothing if self.announced.contains_key(hash) => {
@@ -114,17 +95,22 @@ impl BlockManager {
                 Found::Nothing | Found::Different => break,
             }
         }
-        for block in &table.blocks {
+        for block in table.blocks() {
             self.pool.acquire(*block);
         }
-        table.num_cached = table.blocks.len();
+        table.num_cached = table.blocks().len();
         table.cached_tail = Some(parent);
         PrefixHit::Table(table)
     }
 
     /// Blocks that `table` lacks for `num_tokens` tokens in all.
     pub fn num_missing(&self, table: &BlockTable, num_tokens: usize) -> usize {
-        num_tokens.div_ceil(self.block_size).saturating_sub(table.blocks.len())
+        let num_blocks = table.len();
+        // As a rule there is room, and a product takes less than a division.
+        match num_tokens <= num_blocks * self.block_size {
+            true => 0,
+            false => num_tokens.div_ceil(self.block_size) - num_blocks,
+        }
     }
 
     /// Gives the table blocks for `num_tokens` tokens in all. If there are not enough, nothing
@@ -138,7 +124,7 @@ impl BlockManager {
         for _ in 0..num_missing {
             let block = self.pool.allocate().expect("enough are free");
             self.num_evicted += u64::from(self.cache.evict(block));
-            table.blocks.push(block);
+            table.push(block);
         }
         true
     }
@@ -172,11 +158,12 @@ impl BlockManager {
         token_ids: &[TokenId],
         num_computed: usize,
     ) {
-        let num_full = num_computed / self.block_size;
-        if self.caching == PrefixCaching::Disabled || table.caching_ended {
+        if self.caching == PrefixCaching::Disabled {
             return;
         }
-        while table.num_cached < num_full && !table.caching_ended {
+        let block_size = self.block_size;
+        let is_full = |index: usize| (index + 1) * block_size <= num_computed;
+        while !table.caching_ended && is_full(table.num_cached) {
             let index = table.num_cached;
             let hash = chain.blocks(token_ids, self.block_size, index + 1)[index];
             let start = index * self.block_size;
@@ -185,7 +172,7 @@ impl BlockManager {
             self.withdraw_first(table);
             match self.cache.find(&hash, parent, block_tokens) {
                 Found::Nothing => {
-                    let block = table.blocks[index];
+                    let block = table.blocks()[index];
                     let cached = self.cache.insert(hash, parent, block_tokens, block);
                     table.enter(cached);
                 }
@@ -203,8 +190,8 @@ impl BlockManager {
         self.withdraw_all(&mut table);
         // From the end: of one sequence's blocks the last is reused first, since a cached block is
         // worth nothing without those before it.
-        for block in table.blocks.into_iter().rev() {
-            self.release_block(block);
+        for block in table.blocks().iter().rev() {
+            self.release_block(*block);
         }
     }
 
@@ -215,7 +202,7 @@ impl BlockManager {
         let mut num_announced = 0;
         for table in tables {
             num_announced += table.announced.len() as u32;
-            for block in &table.blocks {
+            for block in table.blocks() {
                 references[block.0 as usize] += 1;
             }
         }
@@ -234,7 +221,7 @@ impl BlockManager {
     /// block's parents are held by whoever holds it, and are never evicted before it.
     fn replace_by_cached(&mut self, table: &mut BlockTable, index: usize, cached: CachedBlock) {
         self.pool.acquire(cached.block);
-        let own = std::mem::replace(&mut table.blocks[index], cached.block);
+        let own = table.replace(index, cached.block);
         self.release_block(own);
         table.enter(cached);
     }

@@ -4,10 +4,58 @@ use crate::engine::plan::BlockId;
 use crate::engine::request::CacheSalt;
 use models::TokenId;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 
 /// Names a full block by all that its contents depend on: the salt and every token up to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockHash([u8; 32]);
+
+/// A map by block hashes. They are scattered already, so that a part of one does for its place,
+/// mixed with a key: nobody can choose prompts whose places are the same.
+pub type ByHash<T> = HashMap<BlockHash, T, FirstBytes>;
+
+impl Hash for BlockHash {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let first = self.0.first_chunk().expect("32 bytes");
+        state.write_u64(u64::from_le_bytes(*first));
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct FirstBytes {
+    key: u64,
+    mixed: u64,
+}
+
+impl Default for FirstBytes {
+    fn default() -> Self {
+        // The map is never iterated, so that no decision depends on it.
+        Self { key: RandomState::new().hash_one(0), mixed: 0 }
+    }
+}
+
+impl BuildHasher for FirstBytes {
+    type Hasher = FirstBytes;
+
+    fn build_hasher(&self) -> FirstBytes {
+        self.clone()
+    }
+}
+
+impl Hasher for FirstBytes {
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("only block hashes are hashed, by write_u64");
+    }
+
+    fn write_u64(&mut self, first: u64) {
+        let product = u128::from(first ^ self.key) * u128::from(self.key.rotate_left(32) | 1);
+        self.mixed = product as u64 ^ (product >> 64) as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.mixed
+    }
+}
 
 /// The hashes of a sequence's full blocks, computed once and kept as the sequence grows.
 #[derive(Debug, Clone)]
@@ -68,7 +116,7 @@ pub enum Found {
 /// Full, computed blocks by hash. Entries are compared on every hit: a collision costs a miss,
 /// never a wrong text.
 pub struct PrefixCache {
-    entries: HashMap<BlockHash, Entry>,
+    entries: ByHash<Entry>,
     /// The hash each block is cached under.
     hash_of_block: Vec<Option<BlockHash>>,
     next_number: u64,
@@ -83,7 +131,7 @@ struct Entry {
 
 impl PrefixCache {
     pub fn new(num_blocks: usize) -> Self {
-        Self { entries: HashMap::new(), hash_of_block: vec![None; num_blocks], next_number: 0 }
+        Self { entries: ByHash::default(), hash_of_block: vec![None; num_blocks], next_number: 0 }
     }
 
     pub fn find(&self, hash: &BlockHash, parent: Parent, token_ids: &[TokenId]) -> Found {
@@ -145,8 +193,12 @@ fn block_hash(salt: CacheSalt, parent: Option<&BlockHash>, token_ids: &[TokenId]
     // The root is told from a parent whose hash is all zeros.
     hasher.update(&[u8::from(parent.is_some())]);
     hasher.update(&parent.map_or([0; 32], |hash| hash.0));
-    for token in token_ids {
-        hasher.update(&token.0.to_le_bytes());
+    // Many at a time: the hasher takes few bytes at a time slowly.
+    let mut bytes = [0; 256];
+    for tokens in token_ids.chunks(bytes.len() / size_of::<TokenId>()) {
+        let places = bytes.chunks_exact_mut(size_of::<TokenId>());
+        places.zip(tokens).for_each(|(place, id)| place.copy_from_slice(&id.0.to_le_bytes()));
+        hasher.update(&bytes[..size_of_val(tokens)]);
     }
     BlockHash(*hasher.finalize().as_bytes())
 }

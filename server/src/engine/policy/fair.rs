@@ -103,7 +103,8 @@ impl FairShare {
         self.accounts.iter().any(|(&other, account)| other != flow && account.is_recent(now))
     }
 
-    fn had(&self, flow: Flow) -> u64 {
+    /// What counts as had by the flow.
+    pub fn had(&self, flow: Flow) -> u64 {
         let most = self.most[flow.lane as usize];
         let Some(account) = self.accounts.get(&flow) else { return 0 };
         account.had.max(most.saturating_sub(self.credit_tokens * TOKEN / account.weight))

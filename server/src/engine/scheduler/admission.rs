@@ -115,7 +115,7 @@ impl Scheduler {
     /// Preempts the last sequence of the background for one that somebody waits for. False where
     /// there is none, or it is in a plan.
     fn make_way(&mut self, room: &mut Room) -> bool {
-        let can_go = |s: &Sequence| s.lane() == Lane::Background && !s.is_under_way();
+        let can_go = |s: &Box<Sequence>| s.lane() == Lane::Background && !s.is_under_way();
         if !self.running.last().is_some_and(can_go) {
             return false;
         }
@@ -135,7 +135,7 @@ impl Scheduler {
     ) {
         let mut sequence = self.waiting.take(flow, index).expect("it is there");
         (sequence.turn, sequence.num_passed) = (turn, 0);
-        self.turns[turn].add(sequence.table().blocks().len());
+        self.turns[turn].add(sequence.table().len());
         room.plan_prompt(&mut sequence, self.step);
         room.seqs -= 1;
         if !sequence.is_started() {

@@ -8,7 +8,10 @@ use crate::engine::sequence::Sequence;
 impl Scheduler {
     /// Whether some sequence cannot go on before its constraint has spoken.
     pub fn awaits_constraints(&self) -> bool {
-        self.waiting.iter().chain(&self.running).any(Sequence::awaits_constraint)
+        let is_needed = self.num_constrained > 0;
+        let running = is_needed.then(|| self.running.iter().map(|sequence| &**sequence));
+        let running = running.into_iter().flatten();
+        self.waiting.constrained().chain(running).any(Sequence::awaits_constraint)
     }
 
     /// Sequences that their constraints have ended since the last call.
@@ -19,7 +22,10 @@ impl Scheduler {
     /// Sequences whose constraints have failed end here.
     pub(super) fn ask_constraints(&mut self) {
         let mut failed = Vec::new();
-        for sequence in self.running.iter_mut().chain(self.waiting.iter_mut()) {
+        let is_needed = self.num_constrained > 0;
+        let running = is_needed.then(|| self.running.iter_mut().map(|sequence| &mut **sequence));
+        let running = running.into_iter().flatten();
+        for sequence in running.chain(self.waiting.constrained_mut()) {
             if let Err(error) = sequence.ask_constraint() {
                 failed.push((sequence.id(), EngineError::Constraint { reason: error.reason }));
             }

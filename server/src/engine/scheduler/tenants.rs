@@ -73,16 +73,19 @@ impl Scheduler {
             self.fair.see(turn.flow, turn.tenant, now);
         }
         self.share_out(&mut turns);
-        turns.sort_by(|a, b| {
-            let by_lane = a.flow.lane.cmp(&b.flow.lane);
-            let by_excess = a.has_too_much().cmp(&b.has_too_much());
-            by_lane.then(by_excess).then_with(|| self.fair.compare(a.flow, b.flow))
+        turns.sort_by_cached_key(|turn| {
+            (turn.flow.lane, turn.has_too_much(), self.fair.had(turn.flow), turn.flow.tenant)
         });
         let mut places: Vec<(Flow, usize)> =
             turns.iter().enumerate().map(|(place, turn)| (turn.flow, place)).collect();
         places.sort_unstable();
+        // Those of one flow stand side by side.
+        let mut last = places.first().copied();
         for sequence in &mut self.running {
-            sequence.turn = place_of(&places, sequence.flow());
+            let flow = sequence.flow();
+            let found = last.filter(|(other, _)| *other == flow);
+            let (_, place) = *last.insert(found.unwrap_or_else(|| place_of(&places, flow)));
+            sequence.turn = place;
         }
         let mut running = std::mem::take(&mut self.running);
         if !running.is_sorted_by_key(|sequence| sequence.turn) {
@@ -110,7 +113,7 @@ impl Scheduler {
         for sequence in self.running.iter().filter(|s| s.lane() == Lane::Interactive) {
             let found = turns.binary_search_by_key(&sequence.flow(), |turn| turn.flow);
             let turn = &mut turns[found.expect("whoever runs has a turn")];
-            turn.add(sequence.table().blocks().len());
+            turn.add(sequence.table().len());
         }
     }
 
@@ -128,7 +131,7 @@ impl Scheduler {
     /// them: the last running one of a flow that has too many.
     pub(super) fn victim_for(&self, turn: &Turn, room: &Room) -> Option<usize> {
         let next = self.waiting.get(turn.flow, 0)?;
-        let goes_first = |s: &Sequence| s.lane() == Lane::Background;
+        let goes_first = |s: &Box<Sequence>| s.lane() == Lane::Background;
         let num_tokens = next.token_ids().len();
         let num_blocks = num_tokens.div_ceil(self.config.block_size);
         let is_alone = turn.due.seqs == usize::MAX;
@@ -142,7 +145,7 @@ impl Scheduler {
         let lacks_place = room.seqs == 0;
         let missing = self.blocks.num_missing(next.table(), num_tokens);
         let lacks_blocks = self.blocks.counts().free < missing + self.running.len();
-        let has_too_many = |s: &Sequence| {
+        let has_too_many = |s: &Box<Sequence>| {
             let Turn { held, due, .. } = &self.turns[s.turn];
             (lacks_place && held.seqs > due.seqs) || (lacks_blocks && held.blocks > due.blocks)
         };
@@ -154,7 +157,7 @@ impl Scheduler {
         for turn in 0..self.turns.len() {
             while let Some(victim) = self.victim_for(&self.turns[turn], room) {
                 let sequence = &self.running[victim];
-                self.turns[sequence.turn].take_away(sequence.table().blocks().len());
+                self.turns[sequence.turn].take_away(sequence.table().len());
                 self.preempt(victim);
                 room.seqs += 1;
             }
@@ -162,7 +165,7 @@ impl Scheduler {
     }
 }
 
-fn place_of(places: &[(Flow, usize)], flow: Flow) -> usize {
+fn place_of(places: &[(Flow, usize)], flow: Flow) -> (Flow, usize) {
     let found = places.binary_search_by_key(&flow, |(flow, _)| *flow);
-    places[found.expect("whoever runs has a turn")].1
+    places[found.expect("whoever runs has a turn")]
 }
