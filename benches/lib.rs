@@ -1,4 +1,7 @@
-//! What the benches share: weights of the default model's shapes, filled with plain numbers.
+//! What the benches share: weights of the default model's shapes, filled with plain numbers, and an
+//! engine without a model.
+
+pub mod engine;
 
 use bytes::Bytes;
 use half::f16;

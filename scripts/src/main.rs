@@ -8,6 +8,7 @@ mod debian;
 mod docs;
 mod fuzz;
 mod grammars;
+mod guard;
 mod kernel_report;
 mod load;
 mod mpi;
@@ -55,6 +56,8 @@ enum Chore {
     /// Measure what grammars that cannot be held cost those who stream: the same load without and
     /// with clients that send nothing else
     Grammars(grammars::Args),
+    /// Count the instructions of fixed work, and fail where there are more than before
+    Guard(guard::Args),
     /// Compare speed with llama.cpp's server on the same file, in turns, and both with what the
     /// machine can do
     BenchPeers(bench_peers::Args),
@@ -76,6 +79,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Beside(args) => beside::run(&args),
         Chore::Neighbours(args) => neighbours::run(&args),
         Chore::Grammars(args) => grammars::run(&args),
+        Chore::Guard(args) => guard::run(&args),
         Chore::BenchPeers(args) => bench_peers::run(&args),
         Chore::VirtualGpu(args) => virtual_gpu::run(&args),
     }

@@ -1,0 +1,92 @@
+//! `cargo xtask guard`: how many instructions fixed work takes, which is the same in every run on
+//! every machine, beside what is kept in the tree.
+//!
+//! Counted by callgrind, whose processor has AVX2 and nothing above: kernels are counted in that
+//! form. The build is that of the tests.
+
+use crate::process::{self, MONSOON, cargo, root, target_dir};
+use crate::{debian, mpi};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Counts by the names of what was done.
+const FILE: &str = "benches/instructions.toml";
+/// More than this share above what is kept is a failure, less is said.
+const SHARE_MAX: f64 = 0.03;
+const PACKAGE: &str = "valgrind";
+/// In benches/counted.rs, the function whose instructions count.
+const MEASURED: &str = "*counted*measured*";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only install what counts (Debian, as root or by sudo)
+    #[arg(long)]
+    install: bool,
+    /// Keep what is counted now
+    #[arg(long)]
+    update: bool,
+}
+
+type Counts = BTreeMap<String, u64>;
+
+pub fn run(args: &Args) -> Result<()> {
+    if args.install {
+        return debian::install(&[PACKAGE]);
+    }
+    process::run(cargo(&["build"]).args(MONSOON).args(["--bin", "counted"]).args(mpi::features()))?;
+    let program = target_dir().join("debug/counted");
+    let names = Command::new(&program).output().context("list what is counted")?;
+    let names = String::from_utf8(names.stdout)?;
+    let mut counted = Counts::new();
+    for name in names.lines() {
+        counted.insert(name.to_owned(), count(&program, name)?);
+    }
+    ensure!(!counted.is_empty(), "nothing was counted");
+    if args.update {
+        return Ok(fs::write(root().join(FILE), toml::to_string(&counted)?)?);
+    }
+    let kept: Counts = toml::from_str(&fs::read_to_string(root().join(FILE))?)?;
+    compare(&counted, &kept)
+}
+
+fn compare(counted: &Counts, kept: &Counts) -> Result<()> {
+    let mut grown = Vec::new();
+    for (name, count) in counted {
+        let before = *kept.get(name).with_context(|| format!("{name} is not in {FILE}"))?;
+        let share = *count as f64 / before as f64 - 1.0;
+        println!("{name}: {count} instructions, {:+.2} %", share * 100.0);
+        if share > SHARE_MAX {
+            grown.push(name.as_str());
+        }
+    }
+    let gone: Vec<&String> = kept.keys().filter(|name| !counted.contains_key(*name)).collect();
+    ensure!(gone.is_empty(), "{gone:?} of {FILE} are not counted any more");
+    if !grown.is_empty() {
+        let percent = SHARE_MAX * 100.0;
+        bail!(
+            "{} take over {percent} % more instructions than {FILE} says; if that is meant: \
+             `cargo xtask guard --update`",
+            grown.join(", ")
+        );
+    }
+    Ok(())
+}
+
+fn count(program: &Path, name: &str) -> Result<u64> {
+    let mut command = Command::new("valgrind");
+    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
+    command.arg(format!("--toggle-collect={MEASURED}"));
+    let output = command.arg(program).arg(name).output();
+    let output = output.context("start valgrind (`cargo xtask guard --install`)")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name} ended with {}: {said}", output.status);
+    // "==PID== Collected : COUNT"
+    let line = said.lines().find_map(|line| line.split_once("Collected :"));
+    let (_, count) = line.with_context(|| format!("no count in what valgrind said: {said}"))?;
+    let count = count.trim().parse()?;
+    ensure!(count > 0, "{name}: nothing was counted");
+    Ok(count)
+}
