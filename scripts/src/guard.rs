@@ -90,3 +90,28 @@ fn count(program: &Path, name: &str) -> Result<u64> {
     ensure!(count > 0, "{name}: nothing was counted");
     Ok(count)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(values: &[(&str, u64)]) -> Counts {
+        values.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+    }
+
+    #[test]
+    fn only_what_grows_beyond_the_share_fails() {
+        let kept = counts(&[("a", 1000), ("b", 1000)]);
+        assert!(compare(&counts(&[("a", 1030), ("b", 500)]), &kept).is_ok());
+        let grown = compare(&counts(&[("a", 1000), ("b", 1031)]), &kept).expect_err("b grew");
+        assert!(grown.to_string().starts_with("b take over 3 %"), "{grown}");
+    }
+
+    #[test]
+    fn what_is_counted_and_what_is_kept_have_the_same_names() {
+        let one = counts(&[("a", 1000)]);
+        let two = counts(&[("a", 1000), ("b", 1000)]);
+        assert!(compare(&two, &one).is_err());
+        assert!(compare(&one, &two).is_err());
+    }
+}
