@@ -27,4 +27,4 @@ pub use group::{CudaGraphs, RankConfig, RankGroup, RankStartError};
 pub use leader::{GroupWatch, Leader};
 pub use loaded::LoadedGroup;
 pub use meet::Sums;
-pub use wire::{Offer, Room, Setup, Start};
+pub use wire::{KvFormat, Offer, Room, Setup, Start};
