@@ -79,28 +79,25 @@ impl Ours {
         }
     }
 
-    /// Of each token after those before it, in chunks of `CHUNK_MAX` that stand alone.
+    /// Of each token after those before it.
     fn perplexity(&mut self, token_ids: &[u32]) -> f64 {
-        let (mut sum, mut count) = (0.0, 0);
-        for chunk in token_ids.chunks_exact(CHUNK_MAX) {
-            self.step(chunk, 0);
-            for first in (0..CHUNK_MAX - 1).step_by(ROWS_MAX) {
-                let rows: Vec<u32> =
-                    (first..(first + ROWS_MAX).min(CHUNK_MAX - 1)).map(|row| row as u32).collect();
-                self.logits.set_rows(rows.len());
-                let (indices, logits) = (rows.clone().into(), &mut self.logits);
-                self.model.logits(&mut self.ctx, &self.hidden, &indices, logits).expect("logits");
-                for (i, &row) in rows.iter().enumerate() {
-                    let logits = self.logits.f32_row(i);
-                    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                    let weights = logits.iter().map(|x| f64::from(x - largest).exp());
-                    let target = logits[chunk[row as usize + 1] as usize];
-                    sum += weights.sum::<f64>().ln() - f64::from(target - largest);
-                    count += 1;
-                }
+        self.step(token_ids, 0);
+        let (mut sum, targets) = (0.0, &token_ids[1..]);
+        for (i, targets) in targets.chunks(ROWS_MAX).enumerate() {
+            let first = (i * ROWS_MAX) as u32;
+            let rows: Vec<u32> = (first..first + targets.len() as u32).collect();
+            self.logits.set_rows(rows.len());
+            let logits = &mut self.logits;
+            self.model.logits(&mut self.ctx, &self.hidden, &rows.into(), logits).expect("logits");
+            for (row, &target) in targets.iter().enumerate() {
+                let logits = self.logits.f32_row(row);
+                let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let weights = logits.iter().map(|x| f64::from(x - largest).exp());
+                let target = logits[target as usize] - largest;
+                sum += weights.sum::<f64>().ln() - f64::from(target);
             }
         }
-        (sum / f64::from(count)).exp()
+        (sum / targets.len() as f64).exp()
     }
 
     fn decode32(&mut self) {
@@ -129,7 +126,7 @@ fn compare_caches(ours: &mut Ours, path: &Path) {
     let tokenizer = Tokenizer::load(&source).expect("a tokenizer");
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../ARCHITECTURE.md"));
     let token_ids = tokenizer.encode(&text.expect("the repository")).expect("a short text");
-    let token_ids: Vec<u32> = token_ids.iter().map(|id| id.0).take(2 * CHUNK_MAX).collect();
+    let token_ids: Vec<u32> = token_ids.iter().map(|id| id.0).take(CHUNK_MAX).collect();
     let f16 = ours.perplexity(&token_ids);
     std::mem::swap(&mut ours.ctx.kv_cache, &mut other);
     let bf16 = ours.perplexity(&token_ids);
