@@ -111,7 +111,7 @@ fn cache(backend: &Backend, config: &ModelConfig, dtype: DType) -> KvCache {
         .expect("memory")
 }
 
-/// Prints what the formats do to a text, then medians of steps with one cache and the other, in turns.
+/// Prints what the formats do to a text, then medians of steps with each of them in turns.
 fn compare_caches(ours: &mut Ours, path: &Path) {
     let mut other = cache(&ours.ctx.backend, ours.model.config(), DType::BF16);
     type Work = fn(&mut Ours);

@@ -25,7 +25,8 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// `num_kv_heads`: those of this rank. `dtype`: F32, F16 or BF16; on a GPU the activation format.
+    /// `num_kv_heads`: those of this rank. `dtype`: F32, F16 or BF16; on a GPU that of
+    /// activations.
     pub fn new(
         backend: &Backend,
         config: &ModelConfig,

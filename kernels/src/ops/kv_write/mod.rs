@@ -56,10 +56,10 @@ impl PairedBlock {
 ///
 /// cache[slot / block_size, head, slot % block_size, :] = x[t, head * head_dim..]
 ///
-/// Shapes: `cache` [num_blocks, kv_heads, block_size, head_dim], F32, F16 or BF16, where each head's
-/// part of a block of a BF16 cache lies as `PairedBlock` has it, block_size is a multiple of 16 and
-/// head_dim even; `x` [num_tokens, kv_heads * head_dim] F32; `slots` [num_tokens], all different. Numbers:
-/// rounded once, to nearest even, when the cache is F16 or BF16.
+/// Shapes: `cache` [num_blocks, kv_heads, block_size, head_dim], F32, F16 or BF16; of a BF16 cache
+/// each head's part of a block lies as `PairedBlock` has it, block_size is a multiple of 16 and
+/// head_dim even. `x` [num_tokens, kv_heads * head_dim] F32; `slots` [num_tokens], all different.
+/// Numbers: rounded once, to nearest even, when the cache is F16 or BF16.
 /// Errors: `Index` for a slot outside the cache, `Shape`, `DType`.
 pub fn kv_write(
     backend: &Backend,

@@ -48,7 +48,7 @@ struct Tile {
 }
 
 impl Tile {
-    /// The keys and values from position `start` on, as far as the unit sees them and the tile goes.
+    /// The keys and values from position `start` on, as far as the unit and the tile go.
     /// `last_value`, `2 * head_dim` numbers, gets the values of a last key that has no second one
     /// beside it: only the last tile of a unit can have one.
     fn new(call: &Call<bf16>, unit: Unit, start: usize, last_value: *mut bf16) -> Tile {
