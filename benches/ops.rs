@@ -3,6 +3,7 @@
 use benches::{blocks, num_threads};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kernels::device::cpu::CpuDevice;
+use kernels::ops::kv_write::{Kind, kv_write};
 use kernels::ops::{AttentionBatch, Weight, attention, linear, rms_norm, silu_mul};
 use kernels::{Backend, DType, Tensor};
 
@@ -51,27 +52,46 @@ fn bench_linear(c: &mut Criterion) {
     group.finish();
 }
 
+/// One layer's attention over caches of both formats. Decoding sequences have the context each.
 fn bench_attention(c: &mut Criterion) {
     let backend = cpu();
     let mut group = c.benchmark_group("attention");
-    for (name, num_queries, context) in [("decode", 1, 2048), ("prefill", 512, 512)] {
-        let num_blocks = context / BLOCK_SIZE;
-        let shape = [num_blocks, KV_HEADS, BLOCK_SIZE, HEAD_DIM];
-        let k = Tensor::zeros(DType::F16, &shape).expect("memory");
-        let v = Tensor::zeros(DType::F16, &shape).expect("memory");
-        let q = tensor(&[num_queries, HEADS * HEAD_DIM]);
-        let mut out = tensor(&[num_queries, HEADS * HEAD_DIM]);
-        let block_tables: Vec<u32> = (0..num_blocks as u32).rev().collect();
-        let batch = AttentionBatch {
-            query_start: &[0, num_queries as u32],
-            context_len: &[context as u32],
-            block_tables: &block_tables,
-            block_table_start: &[0, num_blocks as u32],
-            device: None,
-        };
-        group.bench_function(name, |b| {
-            b.iter(|| attention(&backend, &mut out, &q, &k, &v, &batch, 0.125).expect("fits"));
-        });
+    let cases = [
+        ("decode", 1, 1, 2048),
+        ("decode32", 32, 1, 320),
+        ("prefill512", 1, 512, 512),
+        ("prefill2048", 1, 2048, 2048),
+        ("chunk at 16k", 1, 512, 16384),
+    ];
+    for (name, num_seqs, num_queries, context) in cases {
+        for dtype in [DType::F16, DType::BF16] {
+            let blocks_each = context / BLOCK_SIZE;
+            let num_blocks = num_seqs * blocks_each;
+            let shape = [num_blocks, KV_HEADS, BLOCK_SIZE, HEAD_DIM];
+            let mut k = Tensor::zeros(dtype, &shape).expect("memory");
+            let mut v = Tensor::zeros(dtype, &shape).expect("memory");
+            let slots: Vec<u32> = (0..(num_blocks * BLOCK_SIZE) as u32).collect();
+            let x = tensor(&[slots.len(), KV_HEADS * HEAD_DIM]);
+            kv_write(&backend, Kind::Keys, &mut k, &x, &slots).expect("fits");
+            kv_write(&backend, Kind::Values, &mut v, &x, &slots).expect("fits");
+            let num_rows = num_seqs * num_queries;
+            let q = tensor(&[num_rows, HEADS * HEAD_DIM]);
+            let mut out = tensor(&[num_rows, HEADS * HEAD_DIM]);
+            let block_tables: Vec<u32> = (0..num_blocks as u32).rev().collect();
+            let starts = |step: usize| (0..=num_seqs).map(|s| (s * step) as u32).collect();
+            let (query_start, block_table_start): (Vec<u32>, Vec<u32>) =
+                (starts(num_queries), starts(blocks_each));
+            let batch = AttentionBatch {
+                query_start: &query_start,
+                context_len: &vec![context as u32; num_seqs],
+                block_tables: &block_tables,
+                block_table_start: &block_table_start,
+                device: None,
+            };
+            group.bench_function(BenchmarkId::new(name, dtype.name()), |b| {
+                b.iter(|| attention(&backend, &mut out, &q, &k, &v, &batch, 0.125).expect("fits"));
+            });
+        }
     }
     group.finish();
 }

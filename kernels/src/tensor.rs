@@ -220,6 +220,22 @@ impl Tensor {
         }
     }
 
+    pub fn bf16(&self) -> &[bf16] {
+        let len = self.len();
+        match &self.data {
+            Data::BF16(v) => &v[..len],
+            _ => panic!("tensor is {}, not BF16", self.dtype()),
+        }
+    }
+
+    pub fn bf16_mut(&mut self) -> &mut [bf16] {
+        let (len, dtype) = (self.len(), self.dtype());
+        match &mut self.data {
+            Data::BF16(v) => &mut v[..len],
+            _ => panic!("tensor is {dtype}, not BF16"),
+        }
+    }
+
     /// Row `i` of an F32 tensor.
     pub fn f32_row(&self, i: usize) -> &[f32] {
         let n = self.row_len();

@@ -9,7 +9,7 @@ const TOUCHED_VALUES: usize = 4 << 20;
 /// What a layer carries from token to token. Attention layers keep keys and values of every token.
 #[derive(Debug)]
 pub struct KvLayer {
-    /// [num_blocks, kv_heads, block_size, head_dim]
+    /// [num_blocks, kv_heads, block_size, head_dim], in the order of `kv_write`.
     pub k: Tensor,
     /// As `k`.
     pub v: Tensor,
@@ -25,7 +25,8 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// `num_kv_heads`: those of this rank. `dtype`: F32 or F16; on a GPU the activation format.
+    /// `num_kv_heads`: those of this rank. `dtype`: F32, F16 or BF16; on a GPU that of
+    /// activations.
     pub fn new(
         backend: &Backend,
         config: &ModelConfig,

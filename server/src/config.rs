@@ -292,11 +292,11 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
             ),
         ));
     }
-    if args.device == DeviceChoice::Reference && args.kv_cache_dtype == KvCacheDtype::F16 {
+    let is_rounded = matches!(args.kv_cache_dtype, KvCacheDtype::F16 | KvCacheDtype::Bf16);
+    if args.device == DeviceChoice::Reference && is_rounded {
         return Err(flag_error(
             "--kv-cache-dtype",
-            "f16 is not for --device reference, which defines exact results; allowed: auto, f32"
-                .into(),
+            "not for --device reference, which defines exact results; allowed: auto, f32".into(),
         ));
     }
     let (text, compute) = (text_slice(&args)?, compute_config(&args));

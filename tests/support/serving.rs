@@ -79,11 +79,7 @@ pub fn start_ranks(
     let config = |backend: &Backend| RankConfig {
         backend: backend.clone(),
         block_size: limits.block_size,
-        kv_dtype: match backend {
-            Backend::Reference => DType::F32,
-            Backend::Cpu(_) => DType::F16,
-            Backend::Cuda(device) => device.activation_dtype(),
-        },
+        kv_dtype: kv_dtype(backend),
         max_num_seqs: limits.max_num_seqs,
         max_num_batched_tokens: limits.max_num_batched_tokens,
         pin_core: None,

@@ -19,6 +19,17 @@ pub struct Session {
     num_computed: Vec<usize>,
 }
 
+/// How keys and values are kept by default: the reference has F32, a CPU what it multiplies, a GPU
+/// its activation format.
+pub fn kv_dtype(backend: &Backend) -> DType {
+    match backend {
+        Backend::Reference => DType::F32,
+        Backend::Cpu(device) if attention::multiplies_bf16(device.isa) => DType::BF16,
+        Backend::Cpu(_) => DType::F16,
+        Backend::Cuda(device) => device.activation_dtype(),
+    }
+}
+
 impl Session {
     /// Room for `num_seqs` sequences of `len_max` tokens.
     pub fn new(
@@ -30,8 +41,7 @@ impl Session {
         Self::new_sharded(backend, checkpoint, num_seqs, len_max, Box::new(Solo))
     }
 
-    /// One rank of a group. The reference keeps keys and values in F32, the CPU in F16, a GPU in
-    /// its activation format.
+    /// One rank of a group.
     pub fn new_sharded(
         backend: &Backend,
         checkpoint: &Checkpoint,
@@ -44,11 +54,7 @@ impl Session {
         let num_kv_heads = num_kv_heads(model.config(), spec).unwrap();
         let blocks_each = len_max.div_ceil(BLOCK_SIZE);
         let num_blocks = num_seqs * blocks_each;
-        let dtype = match backend {
-            Backend::Reference => DType::F32,
-            Backend::Cpu(_) => DType::F16,
-            Backend::Cuda(device) => device.activation_dtype(),
-        };
+        let dtype = kv_dtype(backend);
         let config = model.config();
         let kv_cache =
             KvCache::new(backend, config, num_kv_heads, num_blocks, BLOCK_SIZE, dtype).unwrap();

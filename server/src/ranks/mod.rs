@@ -29,4 +29,4 @@ pub use leader::{GroupWatch, Leader};
 pub use loaded::LoadedGroup;
 pub use meet::Sums;
 pub use timing::{GpuTimes, GpuTimesError, TimingRunner};
-pub use wire::{Offer, Room, Setup, Start};
+pub use wire::{KvFormat, Offer, Room, Setup, Start};

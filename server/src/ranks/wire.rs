@@ -2,6 +2,7 @@
 
 use crate::engine::Plan;
 use crate::engine::plan::shared;
+use kernels::DType;
 use kernels::comm::nccl::NcclId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,12 +25,39 @@ pub struct Setup {
     /// more tokens.
     pub room: Room,
     pub block_size: usize,
-    pub kv_in_f16: bool,
+    pub kv_format: KvFormat,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
     /// By which the GPUs of the ranks find each other, if they compute on GPUs.
     #[serde(with = "as_bytes")]
     pub nccl_id: Option<NcclId>,
+}
+
+/// The number format of keys and values in host memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvFormat {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl KvFormat {
+    /// That of `dtype`; of GPUs, which choose for themselves, it means nothing.
+    pub fn of(dtype: DType) -> KvFormat {
+        match dtype {
+            DType::F16 => KvFormat::F16,
+            DType::BF16 => KvFormat::Bf16,
+            _ => KvFormat::F32,
+        }
+    }
+
+    pub fn dtype(self) -> DType {
+        match self {
+            KvFormat::F32 => DType::F32,
+            KvFormat::F16 => DType::F16,
+            KvFormat::Bf16 => DType::BF16,
+        }
+    }
 }
 
 /// What all ranks start with, as rank 0 decided it when all had loaded.

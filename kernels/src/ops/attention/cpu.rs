@@ -11,13 +11,16 @@
 #![allow(unsafe_code)]
 
 mod multiply_add;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod segment;
 
 use super::AttentionBatch;
 use crate::device::cpu::CpuDevice;
-use crate::device::memory::{AlignedVec, SharedMut};
+use crate::device::memory::{AlignedVec, Element, SharedMut};
 use crate::device::simd::{LANES, dispatch};
 use crate::{DType, Tensor};
+use half::bf16;
 use segment::{AttendSegment, Cached, Finish, Merge};
 use std::cell::RefCell;
 
@@ -49,6 +52,10 @@ pub fn attention(
     match k_cache.dtype() {
         DType::F16 => {
             let (keys, values) = (k_cache.f16(), v_cache.f16());
+            attend(device, &Call { q, keys, values, out, batch, scale, shape });
+        }
+        DType::BF16 => {
+            let (keys, values) = (k_cache.bf16(), v_cache.bf16());
             attend(device, &Call { q, keys, values, out, batch, scale, shape });
         }
         _ => {
@@ -133,21 +140,28 @@ struct Tiles {
     values: AlignedVec<f32>,
     /// [rows, TILE_KEYS]: scores, then weights.
     scores: AlignedVec<f32>,
+    /// As `queries`, for products of bf16 pairs.
+    rounded_queries: AlignedVec<bf16>,
+    /// [head_dim, 2]: a value beside zeros.
+    last_value: AlignedVec<bf16>,
 }
 
 impl Scratch {
     fn fit(&mut self, shape: Shape, num_rows: usize) {
-        let fit = |memory: &mut AlignedVec<f32>, len: usize| {
-            if memory.len() < len {
-                *memory = AlignedVec::zeroed(len);
-            }
-        };
         fit(&mut self.tiles.queries, num_rows * shape.head_dim);
         fit(&mut self.tiles.keys, shape.padded_dim() * TILE_KEYS);
         fit(&mut self.tiles.values, shape.padded_dim() * TILE_KEYS);
         fit(&mut self.tiles.scores, num_rows * TILE_KEYS);
+        fit(&mut self.tiles.rounded_queries, num_rows * shape.head_dim);
+        fit(&mut self.tiles.last_value, 2 * shape.head_dim);
         fit(&mut self.segment_state, num_rows * shape.state_len());
         fit(&mut self.total_state, num_rows * shape.state_len());
+    }
+}
+
+fn fit<T: Element>(memory: &mut AlignedVec<T>, len: usize) {
+    if memory.len() < len {
+        *memory = AlignedVec::zeroed(len);
     }
 }
 
@@ -158,6 +172,8 @@ thread_local! {
             keys: AlignedVec::zeroed(0),
             values: AlignedVec::zeroed(0),
             scores: AlignedVec::zeroed(0),
+            rounded_queries: AlignedVec::zeroed(0),
+            last_value: AlignedVec::zeroed(0),
         },
         segment_state: AlignedVec::zeroed(0),
         total_state: AlignedVec::zeroed(0),
@@ -209,7 +225,7 @@ fn attend_unit<T: Cached>(device: &CpuDevice, call: &Call<T>, unit: Unit) {
         let (state, total) = (&mut segment_state[..state_len], &mut total_state[..state_len]);
         clear_state(total, call.shape);
         for segment in 0..unit.num_segments() {
-            dispatch(device.isa, AttendSegment { call, unit, segment, tiles, state });
+            T::attend(device.isa, AttendSegment { call, unit, segment, tiles, state });
             dispatch(device.isa, Merge { shape: call.shape, total, part: state });
         }
         dispatch(device.isa, Finish { call, unit, total });
@@ -238,7 +254,7 @@ fn attend_by_segments<T: Cached>(device: &CpuDevice, call: &Call<T>, units: &[Un
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.fit(call.shape, unit.num_rows(call.shape));
             let tiles = &mut scratch.tiles;
-            dispatch(device.isa, AttendSegment { call, unit, segment, tiles, state });
+            T::attend(device.isa, AttendSegment { call, unit, segment, tiles, state });
         });
     });
     device.pool.run(units.len(), &|i| {

@@ -7,6 +7,8 @@ pub mod reference;
 mod tests;
 
 use super::expect;
+use super::kv_write::expect_cache_dtype;
+use crate::device::cpu::Isa;
 use crate::{Backend, DType, KernelError, Tensor};
 
 const OP: &str = "attention";
@@ -58,16 +60,23 @@ impl AttentionBatch<'_> {
     }
 }
 
+/// Whether BF16 caches are the fastest on a CPU with `isa`, because it multiplies bf16 pairs.
+pub fn multiplies_bf16(isa: Isa) -> bool {
+    isa == Isa::Avx512Bf16
+}
+
 /// Softmax attention of each query row over its own sequence's cached keys, query head h using kv
 /// head h * kv_heads / heads.
 ///
 /// out[t, h] = sum over j <= p(t) of softmax_j(scale * q[t, h] . k[j]) v[j]
 ///
 /// Shapes: `q`, `out` [num_tokens, heads * head_dim] F32; `k_cache`, `v_cache` [num_blocks,
-/// kv_heads, block_size, head_dim], F32 or F16. On a GPU all are in the device's activation format,
+/// kv_heads, block_size, head_dim], F32, F16 or BF16, as `kv_write` fills them. On a GPU all are in
+/// the device's activation format,
 /// `head_dim` is 32, 64, 128 or 256, `block_size` a power of two, and `q` and `out` have the rows
 /// of the padded step, of which those of no sequence are neither read nor written.
-/// Numbers: sums in f32 (reference: f64); on a GPU weights are rounded to the activation format.
+/// Numbers: sums in f32 (reference: f64); on a GPU weights are rounded to the activation format, on
+/// a CPU that multiplies bf16 pairs queries and weights are rounded to bf16 if the caches are BF16.
 /// With finite numbers in the cache a row's result depends, to the bit, on its own query, keys and
 /// values alone: not on how the sequence was cut into chunks and blocks, nor on other sequences or
 /// the number of threads.
@@ -111,9 +120,8 @@ fn check(
     let activation = backend.activation_dtype();
     if activation != DType::F32 {
         expect(OP, "k_cache", k_cache, activation, k_cache.shape())?;
-    } else if !matches!(k_cache.dtype(), DType::F32 | DType::F16) {
-        let (what, got) = ("k_cache", k_cache.dtype().name());
-        return Err(KernelError::DType { op: OP, what, got, expected: "F32 or F16" });
+    } else {
+        expect_cache_dtype(OP, "k_cache", k_cache)?;
     }
     expect(OP, "v_cache", v_cache, k_cache.dtype(), k_cache.shape())?;
     expect(OP, "q", q, activation, out.shape())?;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::device::cpu::{CpuDevice, Isa};
 use crate::device::cuda::CudaDevice;
-use crate::ops::kv_write;
+use crate::ops::kv_write::{Kind, kv_write};
 use crate::ops::testing::*;
 use half::{bf16, f16};
 
@@ -65,7 +65,8 @@ impl Step {
             let slots: Vec<u32> = (0..c.context_len).map(slot).collect();
             for (i, cache) in caches.iter_mut().enumerate() {
                 let x = tensor(c.id * 3 + i as u64, &[c.context_len, kv_heads * head_dim], 2.0);
-                kv_write(&Backend::Reference, cache, &x, &slots).expect("fits");
+                let kind = [Kind::Keys, Kind::Values][i];
+                kv_write(&Backend::Reference, kind, cache, &x, &slots).expect("fits");
             }
             let row_len = kv_heads * group * head_dim;
             let queries = values(c.id * 3 + 2, c.context_len * row_len, 2.0);
@@ -209,6 +210,7 @@ fn nan_cache(dtype: DType, num_blocks: usize, model: Model, block_size: usize) -
     let mut cache = Tensor::zeros(dtype, &shape).expect("small");
     match dtype {
         DType::F16 => cache.f16_mut().fill(f16::NAN),
+        DType::BF16 => cache.bf16_mut().fill(bf16::NAN),
         _ => cache.f32_mut().fill(f32::NAN),
     }
     cache
@@ -273,6 +275,39 @@ fn mixed_batches_are_close_to_the_reference() {
     }
 }
 
+#[test]
+fn bf16_caches_give_the_reference_within_the_rounding_of_queries_and_weights() {
+    let cases: [(Model, &[Chunk], usize); 9] = [
+        (model(2, 7, 64, DType::BF16), &MIXED, 16),
+        (model(2, 7, 64, DType::BF16), &MIXED, 128),
+        (model(2, 4, 32, DType::BF16), &MIXED, 32),
+        (model(1, 4, 128, DType::BF16), &MIXED, 16),
+        (model(1, 2, 256, DType::BF16), &MIXED, 16),
+        (model(1, 3, 80, DType::BF16), &MIXED, 64),
+        // Not in vectors of 16.
+        (model(1, 3, 40, DType::BF16), &MIXED, 16),
+        (model(2, 3, 24, DType::BF16), &MIXED, 32),
+        (model(2, 7, 64, DType::BF16), &[chunk(1, 1300, 1), chunk(2, 601, 5)], 16),
+    ];
+    let backends = backends(&[1, 3]);
+    for (model, chunks, block_size) in cases {
+        let mut step = Step::new(model, chunks, block_size);
+        // With a scale that is a power of two, rounded queries stay what they are.
+        let has_exact_scale = [64, 256].contains(&model.head_dim);
+        if has_exact_scale {
+            step.q = Tensor::from_f32(step.q.shape(), &rounded(DType::BF16, step.q.f32()));
+        }
+        // Values lie within 2 and weights add up to 1, of which rounding takes 1/512 at most.
+        // Scores of rounded queries are off by half a percent.
+        let error_max = if has_exact_scale { 4e-3 } else { 16e-3 };
+        let expected = step.run(&Backend::Reference);
+        for backend in backends.iter().flat_map(|(_, same_isa)| same_isa) {
+            let case = format!("{backend:?} {model:?} {chunks:?} {block_size}");
+            assert_close(step.run(backend).f32(), expected.f32(), 0.0, error_max, &case);
+        }
+    }
+}
+
 /// Whether there is a kernel for the model on a GPU.
 fn takes(model: Model, block_size: usize) -> bool {
     [32, 64, 128, 256].contains(&model.head_dim) && block_size.is_power_of_two()
@@ -280,12 +315,14 @@ fn takes(model: Model, block_size: usize) -> bool {
 
 /// Rows of sequence 1 in every way to cut and place it, against one prefill on one thread.
 fn check_bits(model: Model, context_len: usize, cuts: &[&[usize]]) {
+    // BF16 caches have whole sixteens.
+    let block_sizes = if model.dtype == DType::BF16 { [16, 32, 64] } else { [8, 16, 32] };
     for (isa, backends) in backends(&[1, 2, 4]) {
         let expected =
             Step::new(model, &[chunk(1, context_len, context_len)], 16).run(&backends[0]);
         for (i, backend) in backends.iter().enumerate() {
             for (j, cut) in cuts.iter().enumerate() {
-                let block_size = [8, 16, 32][(i + j) % 3];
+                let block_size = block_sizes[(i + j) % 3];
                 let mut start = 0;
                 for (k, &end) in cut.iter().chain([&context_len]).enumerate() {
                     // Neighbours before and after, other ones in each step.
@@ -333,6 +370,9 @@ fn rows_have_the_same_bits_in_any_chunk_batch_block_and_thread() {
     check_bits(model(1, 4, 32, DType::F32), 150, &cuts);
     check_bits(model(2, 1, 128, DType::F16), 150, &cuts);
     check_bits(model(1, 2, 24, DType::F16), 150, &cuts);
+    check_bits(model(2, 7, 64, DType::BF16), 150, &cuts);
+    check_bits(model(1, 3, 48, DType::BF16), 150, &cuts);
+    check_bits(model(1, 2, 24, DType::BF16), 150, &cuts);
     check_bits_on_gpus(model(2, 7, 64, DType::F16), 150, &cuts);
     check_bits_on_gpus(model(1, 4, 32, DType::F16), 150, &cuts);
     check_bits_on_gpus(model(1, 1, 128, DType::F16), 100, &[&[1, 2], &[64, 99]]);
@@ -353,6 +393,7 @@ fn fifty_schedules_give_the_same_bits() {
 #[test]
 fn long_contexts_have_the_same_bits_split_over_threads_or_not() {
     check_bits(model(1, 2, 64, DType::F16), 1100, &[&[1099], &[511, 512, 513, 1090], &[1030]]);
+    check_bits(model(1, 2, 64, DType::BF16), 1100, &[&[1099], &[511, 512, 513, 1090], &[1030]]);
     let cuts: [&[usize]; 2] = [&[599], &[255, 256, 257, 512, 513, 597]];
     check_bits_on_gpus(model(1, 2, 64, DType::F16), 600, &cuts);
     check_bits_on_gpus(model(1, 2, 128, DType::F16), 300, &[&[256, 299]]);
@@ -362,6 +403,9 @@ fn long_contexts_have_the_same_bits_split_over_threads_or_not() {
 #[test]
 fn one_key_gives_its_value() {
     for backend in cpu_backends() {
+        let step = Step::new(model(1, 1, 64, DType::BF16), &[chunk(1, 1, 1)], 16);
+        let value = rounded(DType::BF16, &values(4, 64, 2.0));
+        assert_same_bits(step.run(&backend).f32(), &value, &format!("{backend:?}"));
         let step = Step::new(model(1, 1, 64, DType::F32), &[chunk(1, 1, 1)], 16);
         let value = values(4, 64, 2.0);
         assert_same_bits(step.run(&backend).f32(), &value, &format!("{backend:?}"));
@@ -380,6 +424,12 @@ fn large_scores_do_not_overflow() {
         step.q.f32_mut().iter_mut().for_each(|q| *q *= 1e4);
         let (out, expected) = (step.run(&backend), step.run(&Backend::Reference));
         assert_close(out.f32(), expected.f32(), 1e-2, 1e-2, &format!("{backend:?}"));
+        // One key outweighs all others, whatever rounding does to its score.
+        let mut step = Step::new(model(1, 2, 32, DType::BF16), &[chunk(1, 80, 80)], 16);
+        step.q.f32_mut().iter_mut().for_each(|q| *q *= 1e4);
+        step.q = Tensor::from_f32(step.q.shape(), &rounded(DType::BF16, step.q.f32()));
+        let out = step.run(&backend);
+        assert!(out.f32().iter().all(|x| x.abs() <= 2.001), "{backend:?}: values are mixed");
     }
     for device in cuda_devices() {
         let mut step = Step::new(model(1, 2, 32, DType::F32), &[chunk(1, 80, 80)], 16);
@@ -436,7 +486,7 @@ fn contradictions_are_refused() {
         ("query_start", |s| s.query_start[2] = 9),
         ("query_start", |s| s.query_start.push(4)),
         ("block_table_start", |s| s.block_table_start[1] = 1000),
-        ("k_cache", |s| s.k_cache = Tensor::zeros(DType::BF16, s.k_cache.shape()).expect("small")),
+        ("v_cache", |s| s.k_cache = Tensor::zeros(DType::BF16, s.k_cache.shape()).expect("small")),
     ];
     for (expected, spoil) in cases {
         let mut step = good();

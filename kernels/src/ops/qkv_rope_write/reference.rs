@@ -1,4 +1,5 @@
 use super::{Heads, Positions};
+use crate::ops::kv_write::Kind;
 use crate::ops::rms_norm::rms_norm_in_place;
 use crate::ops::{kv_write, rope};
 use crate::{Backend, KernelError, Tensor};
@@ -19,6 +20,6 @@ pub fn qkv_rope_write(
     rope(backend, q, positions.positions, positions.table, heads.head_dim)?;
     rope(backend, k, positions.positions, positions.table, heads.head_dim)?;
     let [k_cache, v_cache] = caches;
-    kv_write(backend, k_cache, k, positions.slots)?;
-    kv_write(backend, v_cache, v, positions.slots)
+    kv_write(backend, Kind::Keys, k_cache, k, positions.slots)?;
+    kv_write(backend, Kind::Values, v_cache, v, positions.slots)
 }

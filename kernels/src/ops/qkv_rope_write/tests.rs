@@ -1,4 +1,5 @@
 use super::*;
+use crate::ops::kv_write::Kind;
 use crate::ops::rms_norm::rms_norm_in_place;
 use crate::ops::testing::*;
 use crate::ops::{kv_write, rope};
@@ -114,7 +115,7 @@ fn one_op_has_the_bits_of_the_three() {
             rope(&backend, x, positions, &table, 80).expect("fits");
         }
         let mut cache = Tensor::zeros(DType::F32, &[NUM_BLOCKS, 2, BLOCK_SIZE, 80]).expect("small");
-        kv_write(&backend, &mut cache, &k, &step.slots).expect("fits");
+        kv_write(&backend, Kind::Keys, &mut cache, &k, &step.slots).expect("fits");
         let [got_q, got_k, _] = run(&backend, &step, true, 0);
         assert_same_bits(&got_q, q.f32(), &format!("{backend:?}"));
         assert_same_bits(&got_k, cache.f32(), &format!("{backend:?}"));

@@ -17,10 +17,13 @@ use crate::engine::{
 use crate::http::{ServedModel, Serving, ThinkingModel};
 use crate::hub::{self, Progress};
 use crate::machine;
-use crate::ranks::{GroupWatch, Leader, LoadedGroup, Offer, RankConfig, Room, Setup, Start, Sums};
+use crate::ranks::{
+    GroupWatch, KvFormat, Leader, LoadedGroup, Offer, RankConfig, Room, Setup, Start, Sums,
+};
 use crate::text::{ReasoningMarkup, TextConfig, TextStage, ToolFormat, ToolMarkup};
 use kernels::comm::messages::Messages;
-use kernels::ops::WeightForm;
+use kernels::device::cpu::Isa;
+use kernels::ops::{WeightForm, attention};
 use kernels::{Backend, DType};
 use models::weights::shard::num_kv_heads;
 use models::{ChatTemplateSource, Checkpoint, LoadError, ShardSpec};
@@ -307,7 +310,7 @@ impl Opened {
         Setup {
             room,
             block_size: config.cache.block_size,
-            kv_in_f16: self.kv_dtype == DType::F16,
+            kv_format: KvFormat::of(self.kv_dtype),
             max_num_seqs: config.limits.max_num_seqs,
             max_num_batched_tokens: config.limits.max_num_batched_tokens,
             nccl_id: None,
@@ -335,8 +338,7 @@ pub fn rank_config(config: &ServeConfig, setup: &Setup, device: &RankDevice) -> 
         block_size: setup.block_size,
         kv_dtype: match &device.backend {
             Backend::Cuda(gpu) => gpu.activation_dtype(),
-            _ if setup.kv_in_f16 => DType::F16,
-            _ => DType::F32,
+            _ => setup.kv_format.dtype(),
         },
         max_num_seqs: setup.max_num_seqs,
         max_num_batched_tokens: setup.max_num_batched_tokens,
@@ -353,7 +355,10 @@ fn kv_dtype(config: &ServeConfig, checkpoint: &Checkpoint) -> DType {
     }
     match (config.cache.dtype, config.compute.device) {
         (KvCacheDtype::F32, _) | (KvCacheDtype::Auto, DeviceChoice::Reference) => DType::F32,
-        (KvCacheDtype::F16 | KvCacheDtype::Auto, _) => DType::F16,
+        (KvCacheDtype::F16, _) => DType::F16,
+        (KvCacheDtype::Bf16, _) => DType::BF16,
+        (KvCacheDtype::Auto, _) if attention::multiplies_bf16(Isa::detect()) => DType::BF16,
+        (KvCacheDtype::Auto, _) => DType::F16,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ranks::peers::SILENCE_MAX;
-use crate::ranks::wire::{Work, decode, encode};
+use crate::ranks::wire::{KvFormat, Work, decode, encode};
 use crate::ranks::{Follower, Leader, Offer, Setup, Sums};
 use kernels::comm::local::{self, Local};
 use kernels::comm::messages::{Channel, Messages};
@@ -69,7 +69,7 @@ fn setup(room: Room) -> Setup {
     Setup {
         room,
         block_size: config.block_size,
-        kv_in_f16: false,
+        kv_format: KvFormat::of(config.kv_dtype),
         max_num_seqs: config.max_num_seqs,
         max_num_batched_tokens: config.max_num_batched_tokens,
         nccl_id: None,

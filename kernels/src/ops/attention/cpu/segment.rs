@@ -2,9 +2,13 @@
 #![allow(unsafe_code)]
 
 use super::multiply_add::{MultiplyAdd, Start};
+#[cfg(target_arch = "x86_64")]
+use super::pairs;
 use super::{Call, SEGMENT_KEYS, Shape, TILE_KEYS, Tiles, Unit, clear_state};
-use crate::device::simd::{Kernel, LANES, Simd};
-use half::f16;
+use crate::device::cpu::Isa;
+use crate::device::simd::{Kernel, LANES, Simd, dispatch};
+use crate::ops::kv_write::PairedBlock;
+use half::{bf16, f16};
 
 /// Bytes that come from memory together.
 const CACHE_LINE: usize = 64;
@@ -34,13 +38,8 @@ impl<T: Cached> Kernel for AttendSegment<'_, T> {
         for tile_start in (segment * SEGMENT_KEYS..end).step_by(TILE_KEYS) {
             let num_keys = (end - tile_start).min(TILE_KEYS);
             let num_vectors = num_keys.div_ceil(LANES);
-            simd.call(LoadKeys {
-                cache: call.keys,
-                starts: &starts[..num_keys],
-                head_dim: shape.head_dim,
-                keys: &mut tiles.keys,
-            });
-            load_values(simd, call.values, &starts[..num_keys], shape.head_dim, &mut tiles.values);
+            T::load_keys(simd, call.keys, &starts[..num_keys], shape, &mut tiles.keys);
+            T::load_values(simd, call.values, &starts[..num_keys], shape, &mut tiles.values);
             starts = key_starts(call, unit, tile_start + TILE_KEYS);
             let next =
                 &starts[..unit.num_keys.saturating_sub(tile_start + TILE_KEYS).min(TILE_KEYS)];
@@ -88,22 +87,115 @@ impl<T: Cached> Kernel for AttendSegment<'_, T> {
 }
 
 /// A number type of the cache, widened to f32 when it is loaded.
-pub trait Cached: Copy + Default + Send + Sync {
+pub trait Cached: Copy + Send + Sync + Sized {
+    /// Unpacks the keys that begin at `starts` so that 16 of them lie side by side, dimension by
+    /// dimension.
+    fn load_keys<S: Simd>(
+        simd: S,
+        cache: &[Self],
+        starts: &[usize],
+        shape: Shape,
+        keys: &mut [f32],
+    );
+
+    /// Unpacks values row by row.
+    fn load_values<S: Simd>(
+        simd: S,
+        cache: &[Self],
+        starts: &[usize],
+        shape: Shape,
+        values: &mut [f32],
+    );
+
+    /// Runs `job` the fastest way there is.
+    fn attend(isa: Isa, job: AttendSegment<Self>) {
+        dispatch(isa, job);
+    }
+}
+
+/// A number type of which keys and values lie in rows.
+trait InRows: Copy + Default + Send + Sync {
     fn load<S: Simd>(simd: S, x: &[Self; LANES]) -> S::V;
 }
 
-impl Cached for f32 {
+impl InRows for f32 {
     #[inline(always)]
     fn load<S: Simd>(simd: S, x: &[f32; LANES]) -> S::V {
         simd.load(x)
     }
 }
 
-impl Cached for f16 {
+impl InRows for f16 {
     #[inline(always)]
     fn load<S: Simd>(simd: S, x: &[f16; LANES]) -> S::V {
         simd.load_f16(x)
     }
+}
+
+impl<T: InRows> Cached for T {
+    #[inline(always)]
+    fn load_keys<S: Simd>(simd: S, cache: &[T], starts: &[usize], shape: Shape, keys: &mut [f32]) {
+        simd.call(LoadKeys { cache, starts, head_dim: shape.head_dim, keys });
+    }
+
+    #[inline(always)]
+    fn load_values<S: Simd>(
+        simd: S,
+        cache: &[T],
+        starts: &[usize],
+        shape: Shape,
+        values: &mut [f32],
+    ) {
+        load_values(simd, cache, starts, shape.head_dim, values);
+    }
+}
+
+/// In pairs, as `PairedBlock` has them.
+impl Cached for bf16 {
+    #[inline(always)]
+    fn load_keys<S: Simd>(_: S, cache: &[bf16], starts: &[usize], shape: Shape, keys: &mut [f32]) {
+        for (j, &start) in starts.iter().enumerate() {
+            let (part, layout, offset) = part_of(cache, start, shape);
+            for d in 0..shape.head_dim {
+                keys[d * TILE_KEYS + j] = part[layout.key_at(offset, d)].to_f32();
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn load_values<S: Simd>(
+        _: S,
+        cache: &[bf16],
+        starts: &[usize],
+        shape: Shape,
+        values: &mut [f32],
+    ) {
+        for (out, &start) in values.chunks_exact_mut(shape.padded_dim()).zip(starts) {
+            let (part, layout, offset) = part_of(cache, start, shape);
+            for (d, out) in out[..shape.head_dim].iter_mut().enumerate() {
+                *out = part[layout.value_at(offset, d)].to_f32();
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn attend(isa: Isa, job: AttendSegment<bf16>) {
+        if pairs::fits(isa, job.call.shape) {
+            pairs::attend(isa, job);
+        } else {
+            dispatch(isa, job);
+        }
+    }
+}
+
+/// One head's part of the block of a token that would begin at `start` if tokens lay in rows, and
+/// the token's place in it.
+#[inline(always)]
+fn part_of(cache: &[bf16], start: usize, shape: Shape) -> (&[bf16], PairedBlock, usize) {
+    let Shape { block_size, head_dim, .. } = shape;
+    let offset = start / head_dim % block_size;
+    let part = &cache[start - offset * head_dim..][..block_size * head_dim];
+    (part, PairedBlock { block_size, head_dim }, offset)
 }
 
 #[inline(always)]
@@ -142,7 +234,7 @@ fn key_starts<T>(call: &Call<T>, unit: Unit, tile_start: usize) -> [usize; TILE_
 
 /// Dimensions d.. of one key or value, up to 16, then zeros.
 #[inline(always)]
-fn load_dims<S: Simd, T: Cached>(simd: S, row: &[T], d: usize) -> S::V {
+fn load_dims<S: Simd, T: InRows>(simd: S, row: &[T], d: usize) -> S::V {
     if let Some(whole) = row[d..].first_chunk() {
         return T::load(simd, whole);
     }
@@ -170,7 +262,7 @@ struct LoadKeys<'a, T> {
     keys: &'a mut [f32],
 }
 
-impl<T: Cached> Kernel for LoadKeys<'_, T> {
+impl<T: InRows> Kernel for LoadKeys<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -208,7 +300,7 @@ fn store_columns<S: Simd>(simd: S, mut square: [S::V; LANES], keys: &mut [f32]) 
 
 /// Unpacks values as they lie.
 #[inline(always)]
-fn load_values<S: Simd, T: Cached>(
+fn load_values<S: Simd, T: InRows>(
     simd: S,
     cache: &[T],
     starts: &[usize],
