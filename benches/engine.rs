@@ -123,7 +123,11 @@ impl Busy {
         }
         self.first_id = self.next_id;
         for number in 0..self.load.running + self.load.waiting {
-            let context = if number < self.load.running { self.load.context } else { 64 };
+            // They fill their blocks in different steps, as those of clients do.
+            let context = match number < self.load.running {
+                true => self.load.context + number % BLOCK_SIZE,
+                false => 64,
+            };
             self.submit(number as u32, context);
         }
         // Prompts, and the steps until all of them are decoded from what the step before sampled.

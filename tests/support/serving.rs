@@ -1,8 +1,9 @@
 //! Requests, backends and rank groups for tests that run the server below HTTP.
 
 use crate::random::Random;
+use crate::session::kv_dtype;
+use kernels::Backend;
 use kernels::device::cpu::{CpuDevice, Isa};
-use kernels::{Backend, DType};
 use models::{Checkpoint, TokenId, load_model};
 use server::engine::{
     CacheSalt, EngineConfig, Event, FinishReason, Lane, Overlap, PolicyKind, Pooled, Pooling,
@@ -58,8 +59,7 @@ impl Limits {
     }
 }
 
-/// One rank with the checkpoint at `path`. The reference keeps keys and values in F32, the CPU in
-/// F16, a GPU in its activation format.
+/// One rank with the checkpoint at `path`.
 pub fn start_group(
     backend: &Backend,
     path: &Path,

@@ -2,6 +2,7 @@
 
 use kernels::comm::Communicator;
 use kernels::comm::solo::Solo;
+use kernels::ops::attention;
 use kernels::{Backend, DType, Tensor};
 use models::batch::{StepShape, StepUpload};
 use models::weights::shard::num_kv_heads;

@@ -463,8 +463,8 @@ impl Scheduler {
 
     fn run(&mut self, sequence: Box<Sequence>) {
         self.num_constrained += usize::from(sequence.is_constrained());
-        let before = |other: &Box<Sequence>| self.compare(other, &sequence) == Ordering::Less;
-        let place = self.running.partition_point(before);
+        let before = |other: &Sequence| self.compare(other, &sequence) == Ordering::Less;
+        let place = self.running.partition_point(|other| before(other));
         self.running.insert(place, sequence);
     }
 

@@ -115,8 +115,8 @@ impl Scheduler {
     /// Preempts the last sequence of the background for one that somebody waits for. False where
     /// there is none, or it is in a plan.
     fn make_way(&mut self, room: &mut Room) -> bool {
-        let can_go = |s: &Box<Sequence>| s.lane() == Lane::Background && !s.is_under_way();
-        if !self.running.last().is_some_and(can_go) {
+        let can_go = |s: &Sequence| s.lane() == Lane::Background && !s.is_under_way();
+        if !self.running.last().is_some_and(|last| can_go(last)) {
             return false;
         }
         self.preempt_last();

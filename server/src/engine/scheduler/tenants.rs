@@ -131,25 +131,25 @@ impl Scheduler {
     /// them: the last running one of a flow that has too many.
     pub(super) fn victim_for(&self, turn: &Turn, room: &Room) -> Option<usize> {
         let next = self.waiting.get(turn.flow, 0)?;
-        let goes_first = |s: &Box<Sequence>| s.lane() == Lane::Background;
+        let goes_first = |s: &Sequence| s.lane() == Lane::Background;
         let num_tokens = next.token_ids().len();
         let num_blocks = num_tokens.div_ceil(self.config.block_size);
         let is_alone = turn.due.seqs == usize::MAX;
         if is_alone
             || next.awaits_constraint()
             || !turn.may_add(num_blocks)
-            || self.running.last().is_none_or(goes_first)
+            || self.running.last().is_none_or(|last| goes_first(last))
         {
             return None;
         }
         let lacks_place = room.seqs == 0;
         let missing = self.blocks.num_missing(next.table(), num_tokens);
         let lacks_blocks = self.blocks.counts().free < missing + self.running.len();
-        let has_too_many = |s: &Box<Sequence>| {
+        let has_too_many = |s: &Sequence| {
             let Turn { held, due, .. } = &self.turns[s.turn];
             (lacks_place && held.seqs > due.seqs) || (lacks_blocks && held.blocks > due.blocks)
         };
-        self.running.iter().rposition(has_too_many)
+        self.running.iter().rposition(|sequence| has_too_many(sequence))
     }
 
     /// Preempts for the next sequence of each flow that may push others. Nothing is under way.

@@ -21,8 +21,8 @@ impl Waiting {
         self.num_started += usize::from(sequence.is_started());
         self.num_constrained += usize::from(sequence.is_constrained());
         let queue = self.queues.entry(sequence.flow()).or_default();
-        let before = |other: &Box<Sequence>| policy.compare(other, &sequence) == Ordering::Less;
-        let place = queue.partition_point(before);
+        let before = |other: &Sequence| policy.compare(other, &sequence) == Ordering::Less;
+        let place = queue.partition_point(|other| before(other));
         queue.insert(place, sequence);
     }
 
