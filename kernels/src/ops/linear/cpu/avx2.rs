@@ -118,11 +118,11 @@ unsafe fn accumulate<F: Quantised>(
             }
             Correction::HalvesOffset32 => {
                 let dots = dot(_mm256_set1_epi32(*correction), first, values);
-                let acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scales, acc);
+                let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dots), block.scales);
                 let start = _mm256_set1_epi32(*correction.add(1));
                 let dots = dot(start, second, values.add(BLOCK_LEN / 2));
-                let scales = _mm256_mul_ps(block.second, scale);
-                _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scales, acc)
+                let scaled = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), block.second, scaled);
+                _mm256_fmadd_ps(scaled, scale, acc)
             }
             Correction::Minimum => {
                 let dots = dot(_mm256_setzero_si256(), first, values);

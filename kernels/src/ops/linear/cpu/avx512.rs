@@ -178,9 +178,10 @@ unsafe fn accumulate<F: Quantised>(
                 let first = dot(_mm512_set1_epi32(*correction), [w0, w1, w2, w3], values);
                 let start = _mm512_set1_epi32(*correction.add(1));
                 let second = dot(start, [w4, w5, w6, w7], values.add(16));
-                let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(first), scales, acc);
-                let scales = _mm512_mul_ps(block.second, scale);
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), scales, acc)
+                // The scale of x once for both halves: a product less than with either's own.
+                let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(first), block.scales);
+                let scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), block.second, scaled);
+                _mm512_fmadd_ps(scaled, scale, acc)
             }
             Correction::Minimum => {
                 let dots = dot(_mm512_setzero_si512(), [w0, w1, w2, w3], values);
