@@ -2,7 +2,6 @@
 
 use kernels::comm::Communicator;
 use kernels::comm::solo::Solo;
-use kernels::ops::attention;
 use kernels::{Backend, DType, Tensor};
 use models::batch::{StepShape, StepUpload};
 use models::weights::shard::num_kv_heads;
@@ -20,12 +19,11 @@ pub struct Session {
     num_computed: Vec<usize>,
 }
 
-/// How keys and values are kept by default: the reference has F32, a CPU what it multiplies, a GPU
-/// its activation format.
+/// How keys and values are kept by default: the reference has F32, a CPU F16, a GPU its activation
+/// format.
 pub fn kv_dtype(backend: &Backend) -> DType {
     match backend {
         Backend::Reference => DType::F32,
-        Backend::Cpu(device) if attention::multiplies_bf16(device.isa) => DType::BF16,
         Backend::Cpu(_) => DType::F16,
         Backend::Cuda(device) => device.activation_dtype(),
     }
@@ -42,6 +40,17 @@ impl Session {
         Self::new_sharded(backend, checkpoint, num_seqs, len_max, Box::new(Solo))
     }
 
+    /// With keys and values in another format than by default.
+    pub fn with_kv_dtype(
+        backend: &Backend,
+        checkpoint: &Checkpoint,
+        num_seqs: usize,
+        len_max: usize,
+        kv_dtype: DType,
+    ) -> Session {
+        Self::start(backend, checkpoint, num_seqs, len_max, Box::new(Solo), kv_dtype)
+    }
+
     /// One rank of a group.
     pub fn new_sharded(
         backend: &Backend,
@@ -50,15 +59,25 @@ impl Session {
         len_max: usize,
         communicator: Box<dyn Communicator>,
     ) -> Session {
+        Self::start(backend, checkpoint, num_seqs, len_max, communicator, kv_dtype(backend))
+    }
+
+    fn start(
+        backend: &Backend,
+        checkpoint: &Checkpoint,
+        num_seqs: usize,
+        len_max: usize,
+        communicator: Box<dyn Communicator>,
+        kv_dtype: DType,
+    ) -> Session {
         let spec = ShardSpec { rank: communicator.rank(), world_size: communicator.world_size() };
         let model = load_model(backend, checkpoint, spec, len_max).unwrap();
         let num_kv_heads = num_kv_heads(model.config(), spec).unwrap();
         let blocks_each = len_max.div_ceil(BLOCK_SIZE);
         let num_blocks = num_seqs * blocks_each;
-        let dtype = kv_dtype(backend);
         let config = model.config();
         let kv_cache =
-            KvCache::new(backend, config, num_kv_heads, num_blocks, BLOCK_SIZE, dtype).unwrap();
+            KvCache::new(backend, config, num_kv_heads, num_blocks, BLOCK_SIZE, kv_dtype).unwrap();
         let num_tokens = num_seqs * len_max;
         let largest = StepShape {
             num_tokens,

@@ -30,10 +30,9 @@ pub fn write(peers: &[Peer], runs: &[Run]) -> Result<String> {
     let scale = (WIDTH - LABEL_WIDTH - NUMBER_WIDTH) / most;
     let height = TOP + rows.len() as f64 * ROW_HEIGHT + 16.0;
     let mut out = String::new();
-    writeln!(
-        out,
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12">"#
-    )?;
+    let size = format!("viewBox=\"0 0 {WIDTH} {height}\"");
+    let font = r#"font-family="sans-serif" font-size="12""#;
+    writeln!(out, r#"<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>"#)?;
     writeln!(out, r#"<rect width="{WIDTH}" height="{height}" fill="white"/>"#)?;
     writeln!(
         out,
@@ -44,10 +43,8 @@ pub fn write(peers: &[Peer], runs: &[Run]) -> Result<String> {
         let (text_y, width) = (y + BAR_HEIGHT * 0.75, times * scale);
         let colour = if *times >= 1.0 { "#1f6f8b" } else { "#b3541e" };
         writeln!(out, r#"<text x="8" y="{text_y:.1}">{label}</text>"#)?;
-        writeln!(
-            out,
-            r#"<rect x="{LABEL_WIDTH}" y="{y:.1}" width="{width:.1}" height="{BAR_HEIGHT}" fill="{colour}"/>"#
-        )?;
+        let place = format!(r#"x="{LABEL_WIDTH}" y="{y:.1}" width="{width:.1}""#);
+        writeln!(out, r#"<rect {place} height="{BAR_HEIGHT}" fill="{colour}"/>"#)?;
         let x = LABEL_WIDTH + width + 6.0;
         writeln!(out, r#"<text x="{x:.1}" y="{text_y:.1}">{times:.2} {peer}</text>"#)?;
     }

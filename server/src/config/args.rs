@@ -98,8 +98,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub stall_timeout: u64,
-    /// Number format of keys and values; auto is bf16 where the CPU multiplies bf16 (AVX512-BF16),
-    /// else f16 (reference: f32, cuda: that of the activations)
+    /// Number format of keys and values; auto is f16 (reference: f32, cuda: that of the
+    /// activations). bf16 is coarser, and much faster in long contexts where the CPU multiplies
+    /// bf16 (AVX512-BF16)
     #[arg(long, value_enum, default_value_t = KvCacheDtype::Auto)]
     pub kv_cache_dtype: KvCacheDtype,
     /// Tokens in one block of the KV cache

@@ -22,8 +22,7 @@ use crate::ranks::{
 };
 use crate::text::{ReasoningMarkup, TextConfig, TextStage, ToolFormat, ToolMarkup};
 use kernels::comm::messages::Messages;
-use kernels::device::cpu::Isa;
-use kernels::ops::{WeightForm, attention};
+use kernels::ops::WeightForm;
 use kernels::{Backend, DType};
 use models::weights::shard::num_kv_heads;
 use models::{ChatTemplateSource, Checkpoint, LoadError, ShardSpec};
@@ -355,10 +354,8 @@ fn kv_dtype(config: &ServeConfig, checkpoint: &Checkpoint) -> DType {
     }
     match (config.cache.dtype, config.compute.device) {
         (KvCacheDtype::F32, _) | (KvCacheDtype::Auto, DeviceChoice::Reference) => DType::F32,
-        (KvCacheDtype::F16, _) => DType::F16,
+        (KvCacheDtype::F16 | KvCacheDtype::Auto, _) => DType::F16,
         (KvCacheDtype::Bf16, _) => DType::BF16,
-        (KvCacheDtype::Auto, _) if attention::multiplies_bf16(Isa::detect()) => DType::BF16,
-        (KvCacheDtype::Auto, _) => DType::F16,
     }
 }
 
