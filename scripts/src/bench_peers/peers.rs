@@ -123,10 +123,9 @@ fn find(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
         if path.file_name().is_some_and(|n| n == name) && path.is_file() {
             return Ok(Some(path));
         }
-        if path.is_dir() && !path.is_symlink() {
-            if let Some(found) = find(&path, name)? {
-                return Ok(Some(found));
-            }
+        let is_folder = path.is_dir() && !path.is_symlink();
+        if let Some(found) = if is_folder { find(&path, name)? } else { None } {
+            return Ok(Some(found));
         }
     }
     Ok(None)
