@@ -29,6 +29,7 @@ pub fn load_model(
         Architecture::Qwen3 => Box::new(Qwen3::load(&mut loader, max_model_len)?),
     };
     loader.finish()?;
+    checkpoint.weights.forget_pages();
     Ok(model)
 }
 

@@ -28,9 +28,9 @@ pub struct Args {
     rounds: usize,
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
     threads: usize,
-    /// Only scenarios whose names contain this
-    #[arg(long, default_value = "")]
-    only: String,
+    /// Only these scenarios
+    #[arg(long, value_delimiter = ',', value_parser = scenarios::names())]
+    only: Vec<String>,
     /// Folder where others are installed, and looked for the next time
     #[arg(long)]
     cache: Option<PathBuf>,
@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (mut runs, mut raw) = (Vec::new(), Vec::new());
     for round in 0..args.rounds {
         for (index, scenario) in SCENARIOS.iter().enumerate() {
-            if !scenario.name.contains(&args.only) {
+            if !args.only.is_empty() && !args.only.iter().any(|name| name == scenario.name) {
                 continue;
             }
             limits.measure();

@@ -10,6 +10,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+use super::mmap::MappedFile;
 use super::{StoredTensor, Weights, mmap};
 use crate::LoadError;
 use bytes::Bytes;
@@ -34,6 +35,8 @@ const ALIGNMENT_DEFAULT: u64 = 32;
 pub struct GgufFile {
     pub path: PathBuf,
     file: Bytes,
+    /// Where it lies, unless it was made of bytes alone.
+    map: Option<MappedFile>,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, StoredTensor>,
 }
@@ -52,7 +55,8 @@ enum Value {
 impl GgufFile {
     /// Errors: `Io`, `Invalid`; `Unsupported` for a number format that is not served.
     pub fn open(path: &Path) -> Result<GgufFile, LoadError> {
-        Self::parse(path, mmap::map_file(path)?)
+        let map = mmap::map_file(path)?;
+        Ok(GgufFile { map: Some(map.clone()), ..Self::parse(path, map.bytes())? })
     }
 
     fn parse(path: &Path, file: Bytes) -> Result<GgufFile, LoadError> {
@@ -69,7 +73,7 @@ impl GgufFile {
         let alignment = alignment(&metadata).map_err(invalid)?;
         let data_start = (reader.at as u64).next_multiple_of(alignment);
         let tensors = place_tensors(&file, infos, data_start, alignment).map_err(invalid)?;
-        Ok(GgufFile { path: path.to_path_buf(), file, metadata, tensors })
+        Ok(GgufFile { path: path.to_path_buf(), file, map: None, metadata, tensors })
     }
 
     /// The tensors, under canonical names.
@@ -78,6 +82,7 @@ impl GgufFile {
         for (name, tensor) in &self.tensors {
             weights.insert(&canonical_name(name), tensor.clone(), &self.path)?;
         }
+        weights.maps.extend(self.map.clone());
         Ok(weights)
     }
 

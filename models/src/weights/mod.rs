@@ -15,6 +15,7 @@ use crate::{ChatTemplateSource, LoadError, TokenId, TokenizerSource};
 use bytes::Bytes;
 use gguf::GgufFile;
 use kernels::DType;
+use mmap::MappedFile;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -105,6 +106,8 @@ pub struct Weights {
     tensors: BTreeMap<String, StoredTensor>,
     /// Tensors whose number format is not supported, with its name.
     refused: BTreeMap<String, String>,
+    /// The files they lie in.
+    maps: Vec<MappedFile>,
 }
 
 impl Weights {
@@ -136,6 +139,11 @@ impl Weights {
             return Err(LoadError::TensorShape { name: name.into(), got, expected });
         }
         Ok(tensor.clone())
+    }
+
+    /// Gives back the memory of what was read so far, once a model has its own copy of it.
+    pub fn forget_pages(&self) {
+        self.maps.iter().for_each(MappedFile::forget_pages);
     }
 
     fn insert(&mut self, name: &str, tensor: StoredTensor, path: &Path) -> Result<(), LoadError> {

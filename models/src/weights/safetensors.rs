@@ -37,14 +37,14 @@ pub fn open(folder: &Path) -> Result<Weights, LoadError> {
             let reason = format!("neither {SINGLE} nor {INDEX} is in the folder");
             return Err(LoadError::invalid(folder, reason));
         }
-        for (name, tensor) in open_file(&path)? {
+        for (name, tensor) in open_file(&path, &mut weights)? {
             tensor.add_to(&mut weights, name, &path)?;
         }
         return Ok(weights);
     }
     for (file, names) in read_index(folder)? {
         let path = folder.join(&file);
-        let mut tensors = open_file(&path)?;
+        let mut tensors = open_file(&path, &mut weights)?;
         for name in names {
             let tensor = tensors.remove(&name);
             let missing = || LoadError::invalid(&path, format!("{INDEX} places {name} here"));
@@ -97,8 +97,12 @@ fn read_index(folder: &Path) -> Result<BTreeMap<String, Vec<String>>, LoadError>
     Ok(files)
 }
 
-fn open_file(path: &Path) -> Result<BTreeMap<String, Entry>, LoadError> {
-    parse(&mmap::map_file(path)?).map_err(|reason| LoadError::invalid(path, reason))
+/// The tensors of a file, which `weights` keeps.
+fn open_file(path: &Path, weights: &mut Weights) -> Result<BTreeMap<String, Entry>, LoadError> {
+    let map = mmap::map_file(path)?;
+    let tensors = parse(&map.bytes()).map_err(|reason| LoadError::invalid(path, reason))?;
+    weights.maps.push(map);
+    Ok(tensors)
 }
 
 /// Checks a whole file: every tensor lies inside it, has exactly the bytes its shape needs, and

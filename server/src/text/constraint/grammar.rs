@@ -33,11 +33,11 @@ const COMPILE_TIME_MAX: Duration = Duration::from_millis(1200);
 /// Grammars being compiled, or about to be; more are refused.
 const COMPILING_MAX: usize = 16;
 /// Threads that compile one grammar each. Beside a thread that computes all the time one of them
-/// gets 6 % of a core, which is 75 ms within `COMPILE_TIME_MAX`, where an ordinary grammar needs
+/// gets 4 % of a core, which is 50 ms within `COMPILE_TIME_MAX`, where an ordinary grammar needs
 /// less than 10; one that needs more gives its place to the next, and gets 1.5 %.
 const COMPILE_MANNERS: Manners = Manners {
     num_threads: 4,
-    niceness: 12,
+    niceness: 14,
     patience: Duration::from_millis(60),
     niceness_late: 19,
     late_max: 8,
@@ -48,7 +48,7 @@ const MASK_MANNERS: Manners = Manners {
     num_threads: 1,
     niceness: 0,
     patience: Duration::from_millis(2),
-    niceness_late: 8,
+    niceness_late: 10,
     late_max: 2,
 };
 /// Compiled grammars and refusals that are kept, the ones used last.
