@@ -294,10 +294,9 @@ fn check_serve(args: ServeArgs, env: &Environment) -> Result<ServeConfig, Config
     }
     let is_rounded = matches!(args.kv_cache_dtype, KvCacheDtype::F16 | KvCacheDtype::Bf16);
     if args.device == DeviceChoice::Reference && is_rounded {
-        return Err(flag_error(
-            "--kv-cache-dtype",
-            "not for --device reference, which defines exact results; allowed: auto, f32".into(),
-        ));
+        let dtype = if args.kv_cache_dtype == KvCacheDtype::F16 { "f16" } else { "bf16" };
+        let reason = "is not for --device reference, which defines exact results; allowed:";
+        return Err(flag_error("--kv-cache-dtype", format!("{dtype} {reason} auto, f32")));
     }
     let (text, compute) = (text_slice(&args)?, compute_config(&args));
     let timing = args.timing.as_deref();

@@ -40,7 +40,7 @@ pub fn attend(isa: Isa, job: AttendSegment<bf16>) {
 
 /// Where a tile lies in memory.
 struct Tile {
-    /// For each 16 keys: their first pair of dimensions. The next is `key_stride` numbers on.
+    /// For each 16 keys: their first pair of dimensions. The next is 2 * block_size numbers on.
     keys: [*const bf16; TILE_VECTORS],
     /// For each pair of keys: their values.
     values: [*const bf16; TILE_PAIRS],
